@@ -1,0 +1,1 @@
+"""Experiment configs. `common.py` holds every field; the other files change what differs."""

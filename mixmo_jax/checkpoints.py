@@ -1,0 +1,45 @@
+"""Checkpoints of the training state, by orbax."""
+
+import pathlib
+from typing import TypeVar
+
+import jax
+import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
+
+State = TypeVar("State")
+
+
+class Checkpoints:
+    """The checkpoints of one run, in one folder. Use it as a context manager.
+
+    Saving goes on in the background; leaving the context waits for it.
+    """
+
+    def __init__(self, folder: pathlib.Path, max_to_keep: int = 2):
+        options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep)
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    @property
+    def latest_step(self) -> int | None:
+        """The training step of the newest checkpoint, None without one."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: State) -> None:
+        """Saves a state (a pytree of arrays, not replicated) under its training step."""
+        self._manager.save(step, args=ocp.args.StandardSave(state))
+
+    def restore(self, step: int, like: State) -> State:
+        """Returns the state saved at a step, in the form of `like` (arrays or their shapes)."""
+        device = SingleDeviceSharding(jax.local_devices()[0])
+        target = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), like
+        )
+        return self._manager.restore(step, args=ocp.args.StandardRestore(target))

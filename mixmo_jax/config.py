@@ -1,0 +1,224 @@
+"""Finding, overriding and checking configs."""
+
+import difflib
+import importlib.util
+import json
+import math
+import pathlib
+import re
+from collections.abc import Sequence
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from mixmo_jax.configs import common
+from mixmo_jax.errors import InputError, invalid
+
+_INT = (int, "an integer")
+_FLOAT = (float, "a number")
+_BOOL = (bool, "True or False")
+_STR = (str, "a string")
+_TUPLE = (tuple, "a tuple")
+
+
+def _rule(kind, allowed=None, test=lambda value: True):
+    return kind[0], allowed or kind[1], test
+
+
+def _at_least(kind, low):
+    return _rule(kind, f"{kind[1]} >= {low}", lambda value: math.isfinite(value) and value >= low)
+
+
+def _above(kind, low):
+    return _rule(kind, f"{kind[1]} > {low}", lambda value: math.isfinite(value) and value > low)
+
+
+def _share(low=0.0, high=1.0):
+    return _rule(_FLOAT, f"a number from {low:g} to {high:g}", lambda value: low <= value <= high)
+
+
+def _one_of(*choices):
+    return _rule(_STR, "one of " + ", ".join(choices), lambda value: value in choices)
+
+
+def _numbers(above):
+    return _rule(
+        _TUPLE,
+        f"a tuple of numbers > {above:g}",
+        lambda values: all(
+            isinstance(v, (int, float)) and math.isfinite(v) and v > above for v in values
+        ),
+    )
+
+
+# Every field of a config: its type, what is allowed in words, and the test.
+_RULES = {
+    "method": _one_of(*common.METHODS),
+    "seed": _rule(_INT, "an integer from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32),
+    "num_epochs": _at_least(_INT, 1),
+    "batch_size": _at_least(_INT, 1),
+    "batch_repetitions": _at_least(_INT, 1),
+    "input_repetition": _share(),
+    "checkpoint_every_epochs": _at_least(_INT, 1),
+    "steps_per_call": _at_least(_INT, 0),
+    "model.name": _one_of("wide_resnet", "preact_resnet"),
+    "model.depth": _at_least(_INT, 1),
+    "model.width": _at_least(_INT, 1),
+    "model.num_members": _at_least(_INT, 1),
+    "model.dtype": _one_of("auto", "float32", "bfloat16"),
+    "mixmo.block": _one_of("linear", "cutmix"),
+    "mixmo.prob": _share(),
+    "mixmo.alpha": _at_least(_FLOAT, 0),
+    "mixmo.root": _above(_FLOAT, 0),
+    "msda.method": _one_of("none", "mixup", "cutmix"),
+    "msda.beta": _above(_FLOAT, 0),
+    "msda.prob": _share(),
+    "dataset.name": _one_of("digits", "cifar10", "cifar100", "tiny_imagenet"),
+    "dataset.data_dir": _rule(_STR),
+    "dataset.crop_padding": _at_least(_INT, 0),
+    "dataset.flip": _rule(_BOOL),
+    "dataset.mean": _numbers(above=-math.inf),
+    "dataset.std": _numbers(above=0),
+    "optimizer.learning_rate": _above(_FLOAT, 0),
+    "optimizer.warmup_steps": _at_least(_INT, 0),
+    "optimizer.decay_epochs": _rule(
+        _TUPLE,
+        "epochs in rising order, each >= 1",
+        lambda epochs: (
+            all(isinstance(e, int) and e >= 1 for e in epochs)
+            and list(epochs) == sorted(set(epochs))
+        ),
+    ),
+    "optimizer.decay_factor": _above(_FLOAT, 0),
+    "optimizer.momentum": _share(),
+    "optimizer.nesterov": _rule(_BOOL),
+    "optimizer.weight_decay": _at_least(_FLOAT, 0),
+    "evaluation.batch_size": _at_least(_INT, 1),
+    "evaluation.every_epochs": _at_least(_INT, 1),
+    "evaluation.ensemble": _one_of("logits", "probabilities"),
+}
+
+
+def parse(spec: str, overrides: Sequence[str] = ()) -> tuple[str, ml_collections.ConfigDict]:
+    """Reads a config as the command line names it.
+
+    Args:
+      spec: `FILE[:METHOD]`. FILE is a path, or the name of a config that the package brings
+        (`digits`, also as `configs/digits.py` where no such file is).
+      overrides: `--config.FIELD=VALUE` flags.
+
+    Returns:
+      The config's name (the file's stem) and the checked config.
+
+    Raises:
+      InputError: no such file, method or field, or a value of the wrong type or out of range.
+    """
+    path, _, method = spec.partition(":")
+    file = _find(path)
+    config = _execute(file, method)
+    _override(config, overrides)
+    check(config)
+    return file.stem, config
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises `InputError` unless the config has just the known fields, each with a valid value."""
+    fields = flatten(config)
+    for field in fields.keys() - _RULES.keys():
+        raise _unknown(field)
+    for field, (kind, allowed, test) in _RULES.items():
+        if field not in fields:
+            raise InputError(f"{field}: missing, expected {allowed}")
+        value = fields[field]
+        number = isinstance(value, int) and not isinstance(value, bool)
+        right_type = isinstance(value, kind) if kind is not int and kind is not float else number
+        if kind is float and isinstance(value, float):
+            right_type = True
+        if not right_type or not test(value):
+            raise invalid(field, value, allowed)
+    if config.batch_size % config.batch_repetitions:
+        raise invalid("batch_size", config.batch_size, f"a multiple of {config.batch_repetitions=}")
+
+
+def flatten(config: ml_collections.ConfigDict) -> dict[str, object]:
+    """Returns the config as a flat dictionary, `{"model.depth": 28, …}`."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            flat.update({f"{key}.{inner}": v for inner, v in flatten(value).items()})
+        else:
+            flat[key] = value
+    return flat
+
+
+def to_json(config: ml_collections.ConfigDict) -> str:
+    """Returns the config as JSON text, which `from_json` reads back to an equal config."""
+    return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def from_json(text: str) -> ml_collections.ConfigDict:
+    """Reads and checks a config written by `to_json`."""
+
+    def tuples(value):
+        if isinstance(value, dict):
+            return {key: tuples(v) for key, v in value.items()}
+        return tuple(value) if isinstance(value, list) else value
+
+    try:
+        config = ml_collections.ConfigDict(tuples(json.loads(text)))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"not a config in JSON: {error}") from None
+    check(config)
+    return config
+
+
+def _find(path: str) -> pathlib.Path:
+    file = pathlib.Path(path)
+    if file.is_file():
+        return file
+    packaged = pathlib.Path(common.__file__).parent
+    names = sorted(f.stem for f in packaged.glob("*.py") if f.stem not in ("__init__", "common"))
+    if path in names or (re.fullmatch(r"configs/\w+\.py", path) and file.stem in names):
+        return packaged / f"{file.stem}.py"
+    raise InputError(f"config={path}: no such file; the package brings {', '.join(names)}")
+
+
+def _execute(file: pathlib.Path, method: str) -> ml_collections.ConfigDict:
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if spec is None:
+        raise InputError(f"config={file}: expected a Python file with a function get_config")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(*[method] if method else [])
+    except Exception as error:  # whatever somebody's file does
+        reason = " ".join(str(error).split())
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise InputError(f"config={file}: {kind}{reason}") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise InputError(f"config={file}: get_config returned {type(config).__name__}")
+    return config
+
+
+def _override(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> None:
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", config, flag_values=values)
+    fields = flatten(config)
+    for flag in overrides:
+        match = re.match(r"--?(?:no)?config\.([^=]*)", flag)
+        if not match:
+            raise InputError(f"unexpected argument {flag}")
+        if match[1] not in fields:
+            raise _unknown(match[1], fields)
+    try:
+        values(["", *overrides])
+    except (flags.Error, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split()).replace("flag --config.", "")
+        raise InputError(reason) from None
+
+
+def _unknown(field: str, fields=tuple(_RULES)) -> InputError:
+    close = difflib.get_close_matches(field, fields, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else "configs/common.py lists them"
+    return InputError(f"{field}: no such config field; {hint}")

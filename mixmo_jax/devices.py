@@ -1,0 +1,38 @@
+"""Where arrays lie: copies of a state along pmap's axis, shared data, spread batches."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+AXIS = "device"
+
+
+def _sharding(*axes: str) -> NamedSharding:
+    return NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), PartitionSpec(*axes))
+
+
+def replicate(tree):
+    """Copies a tree to all local devices, stacked along a leading axis as pmap takes it."""
+    # Not flax.jax_utils.replicate: it builds the stack on one device and makes pmap compile twice.
+    count = jax.local_device_count()
+
+    def copy(leaf):
+        return jax.device_put(jnp.broadcast_to(leaf, (count, *leaf.shape)), _sharding(AXIS))
+
+    return jax.tree.map(copy, tree)
+
+
+def unreplicate(tree):
+    """The first device's copy of a replicated tree."""
+    return jax.tree.map(lambda leaf: leaf[0], tree)
+
+
+def place(tree):
+    """Puts the same arrays on all local devices, once, for arguments that are not mapped."""
+    return jax.device_put(tree, _sharding())
+
+
+def spread(tree):
+    """Cuts arrays along their first axis, a multiple of the local devices, and spreads them."""
+    return jax.device_put(tree, _sharding(AXIS))

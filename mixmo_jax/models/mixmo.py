@@ -1,0 +1,104 @@
+"""Several encoders before one core network, several heads after it. (MixMo paper, figure 2.)
+
+Glossary: M members, B batch, [H, W, C] image, [h, w, F] an encoder's output, K classes.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mixmo_jax.mixing.mixmo import mix_features
+from mixmo_jax.models.layers import stacked_init
+
+
+class MultiInputStem(nn.Module):
+    """M encoders, each one 3x3 convolution without bias."""
+
+    num_members: int
+    features: int
+    stride: int = 1
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, masks: jax.Array | None) -> jax.Array:
+        """Encodes and mixes.
+
+        Args:
+          images: [M, B, H, W, C]; or [B, H, W, C], each image for all encoders.
+          masks: [M, B, h, w, 1]; or None, every member with the share 1 / M.
+
+        Returns:
+          [B, h, w, F].
+        """
+        shape = (self.num_members, 3, 3, images.shape[-1], self.features)
+        kernels = self.param("kernel", stacked_init, shape).astype(self.dtype)
+        images = images.astype(self.dtype)
+        if masks is None:
+            # Convolutions are linear: the sum of the encoders' outputs is one convolution.
+            return self._convolve(images, kernels.sum(0))
+        encoded = [self._convolve(x, kernel) for x, kernel in zip(images, kernels, strict=True)]
+        return mix_features(jnp.stack(encoded), masks)
+
+    def _convolve(self, images, kernel):
+        return jax.lax.conv_general_dilated(
+            images,
+            kernel,
+            window_strides=(self.stride, self.stride),
+            padding=((1, 1), (1, 1)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+
+class MultiHead(nn.Module):
+    """M dense layers with bias on the same features: [B, F] → [M, B, K]."""
+
+    num_members: int
+    num_classes: int
+    kernel_init: Callable
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        shape = (self.num_members, features.shape[-1], self.num_classes)
+        kernels = self.param("kernel", self.kernel_init, shape)
+        biases = self.param("bias", nn.initializers.zeros, (self.num_members, self.num_classes))
+        return jnp.einsum("bf,mfk->mbk", features, kernels) + biases[:, None]
+
+
+class MixMoNet(nn.Module):
+    """M encoders, a mixing block, a core network, M heads. M = 1 is the plain network."""
+
+    core: nn.Module  # (features [B, h, w, F], train) → [B, F'] float32
+    num_members: int
+    num_classes: int
+    stem_features: int
+    stem_stride: int
+    head_init: Callable
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, masks: jax.Array | None = None, *, train: bool
+    ) -> jax.Array:
+        """Computes the logits of every member.
+
+        Args:
+          images: normalised. With masks [M, B, H, W, C], an image for each member; without
+            masks [B, H, W, C], each image for all members.
+          masks: [M, B, h, w, 1], the members' shares, sum to 1 over M; None is 1 / M everywhere.
+          train: BatchNorm uses, and updates its running statistics with, those of the batch.
+
+        Returns:
+          [M, B, K] float32. At inference the ensemble's logits are their mean over M.
+        """
+        stem = MultiInputStem(
+            self.num_members, self.stem_features, self.stem_stride, self.dtype, name="stem"
+        )
+        # [M, B, H, W, C] → [B, h, w, F] → [B, F']
+        features = self.core(stem(images, masks), train=train)
+        return MultiHead(self.num_members, self.num_classes, self.head_init, name="heads")(features)
+
+    def stem_shape(self, height: int, width: int) -> tuple[int, int]:
+        """(h, w) of the encoders' output for images of (height, width)."""
+        return -(-height // self.stem_stride), -(-width // self.stem_stride)

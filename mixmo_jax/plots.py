@@ -1,0 +1,109 @@
+"""Pictures of a run."""
+
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from mixmo_jax import metrics
+from mixmo_jax.batches import Batch
+from mixmo_jax.datasets import Dataset
+
+_MEMBER_COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
+
+
+def learning_curves(file: pathlib.Path, lines: Sequence[dict]) -> None:
+    """Draws loss and test accuracy over the epochs.
+
+    Args:
+      file: PNG to write.
+      lines: of `metrics.jsonl`.
+    """
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot([line["epoch"] for line in lines], [line["loss"] for line in lines])
+    left.set(xlabel="epoch", ylabel="training loss (sum over members, nats)")
+    tested = [line for line in lines if "test" in line]
+    epochs = [line["epoch"] for line in tested]
+    for name in sorted(tested[0]["test"]) if tested else ():
+        if name == "accuracy" or (name.startswith("accuracy_member") and name[-1].isdigit()):
+            style = {"lw": 2} if name == "accuracy" else {"lw": 1, "ls": "--"}
+            label = "ensemble" if name == "accuracy" else f"member {name[15:]}"
+            right.plot(epochs, [100 * line["test"][name] for line in tested], label=label, **style)
+    right.set(xlabel="epoch", ylabel="test accuracy (%)")
+    right.legend()
+    for axis in (left, right):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.savefig(file, dpi=120)
+
+
+def reliability_diagram(file: pathlib.Path, probs: np.ndarray, labels: np.ndarray) -> None:
+    """Draws accuracy against confidence, and how often each confidence occurs.
+
+    Args:
+      file: PNG to write.
+      probs: [N, K].
+      labels: [N] int.
+    """
+    counts, confidence, accuracy = metrics.reliability_bins(probs, labels)
+    ece = metrics.expected_calibration_error(probs, labels)
+    centres = (np.arange(len(counts)) + 0.5) / len(counts)
+    figure = Figure(figsize=(4.5, 5.5), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    filled = counts > 0
+    top.plot([0, 1], [0, 1], color="grey", ls="--", label="perfectly calibrated")
+    top.bar(centres[filled], accuracy[filled], 1 / len(counts), edgecolor="white", label="accuracy")
+    top.plot(confidence[filled], accuracy[filled], "k.", label="mean confidence of the bin")
+    top.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), title=f"ECE {ece:.4f}")
+    top.legend(loc="upper left")
+    bottom.bar(centres, counts, 1 / len(counts), edgecolor="white")
+    bottom.set(xlabel="confidence (top probability)", ylabel="test images")
+    figure.savefig(file, dpi=120)
+
+
+def training_inputs(
+    file: pathlib.Path, batches: Sequence[Batch], dataset: Dataset, rows_each: int = 4
+) -> None:
+    """Draws what the network sees: each member's image and mask, and the images mixed by them.
+
+    Args:
+      file: PNG to write.
+      batches: one or more.
+      dataset: for its class names and normalisation.
+      rows_each: positions drawn of every batch.
+    """
+    batches = jax.device_get([jax.tree.map(lambda x: x[:, :rows_each], b) for b in batches])
+    num_members = len(batches[0].images)
+    rows = [(batch, i) for batch in batches for i in range(batch.images.shape[1])]
+    figure = Figure(figsize=(1.9 * (2 * num_members + 1), 2.2 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), 2 * num_members + 1, squeeze=False)
+    for axes, (batch, i) in zip(grid, rows, strict=True):
+        pixels = np.clip(batch.images[:, i] * dataset.std + dataset.mean, 0, 1)
+        masks = batch.masks[:, i]
+        for member in range(num_members):
+            colour = _MEMBER_COLOURS[member % len(_MEMBER_COLOURS)]
+            image_axis, mask_axis = axes[2 * member : 2 * member + 2]
+            _show(image_axis, pixels[member], _describe(batch.targets[member, i], dataset), colour)
+            weight = batch.weights[member, i]
+            title = f"mask: {masks[member].mean():.2f}, weight {weight:.2f}"
+            _show(mask_axis, masks[member], title, colour)
+        scale = [p // m for p, m in zip(pixels.shape[1:3], masks.shape[1:3], strict=True)]
+        shown = masks.repeat(scale[0], axis=1).repeat(scale[1], axis=2)
+        _show(axes[-1], (shown * pixels).sum(0), "images mixed by masks", "black")
+    figure.savefig(file, dpi=80)
+
+
+def _describe(target, dataset):
+    classes = [k for k in np.argsort(-target)[:2] if target[k] > 0.005]
+    return "\n".join(f"{dataset.class_names[k]}: {target[k]:.2f}" for k in classes)
+
+
+def _show(axis, image, title, colour):
+    axis.imshow(image if image.shape[-1] == 3 else image[..., 0], vmin=0, vmax=1, cmap="gray")
+    axis.set_title(title, fontsize=8, color=colour)
+    axis.set(xticks=[], yticks=[])
+    for spine in axis.spines.values():
+        spine.set_color(colour)

@@ -1,0 +1,83 @@
+"""What a run shows on the terminal: the bar, the epochs, the table of scores."""
+
+import datetime
+import time
+
+import jax
+import tqdm
+
+
+class Progress:
+    """A bar over the images of a training; lines for its epochs where there is no terminal.
+
+    Args:
+      num_epochs: of the training.
+      steps_per_epoch: batches of an epoch.
+      batch_size: images a batch, as the network's core counts them: B.
+      first_epoch: 1-based, the one that comes next.
+    """
+
+    _REFRESH_SECONDS = 0.5
+
+    def __init__(self, num_epochs: int, steps_per_epoch: int, batch_size: int, first_epoch: int):
+        self._num_epochs, self._batch_size = num_epochs, batch_size
+        images = steps_per_epoch * batch_size
+        self._bar = tqdm.tqdm(
+            total=num_epochs * images,
+            initial=(first_epoch - 1) * images,
+            unit="images",
+            unit_scale=True,
+            desc="compiling",
+            dynamic_ncols=True,
+            disable=None,
+        )
+        self._postfix = {}
+        self._refreshed = self._epoch_start = time.monotonic()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._bar.close()
+
+    def update(self, losses: jax.Array) -> None:
+        """Counts the steps of one call, of which the losses are [devices, steps]."""
+        if self._bar.disable:
+            return
+        self._bar.update(losses.shape[1] * self._batch_size)
+        if time.monotonic() - self._refreshed > self._REFRESH_SECONDS:
+            self._show(loss=f"{float(losses[0, -1]):.3f}")  # waits for the device: not each call
+            self._refreshed = time.monotonic()
+
+    def end_epoch(self, line: dict) -> None:
+        """Shows the metrics of an epoch (see `Trainer.train`)."""
+        now = time.monotonic()
+        left = (now - self._epoch_start) * (self._num_epochs - line["epoch"])
+        self._epoch_start = now
+        accuracy = f"{100 * line['test']['accuracy']:.2f} %" if "test" in line else "-"
+        self._show(loss=f"{line['loss']:.3f}", rate=f"{line['learning_rate']:.2g}", test=accuracy)
+        if self._bar.disable:
+            print(
+                f"epoch {line['epoch']}/{self._num_epochs}  loss {line['loss']:.3f}"
+                f"  test accuracy {accuracy}  rate {line['learning_rate']:.2g}"
+                f"  {line['images_per_second']:,.0f} images/s"
+                f"  {datetime.timedelta(seconds=round(left))} left",
+                flush=True,
+            )
+        self._bar.set_description_str(f"epoch {min(line['epoch'] + 1, self._num_epochs)}")
+
+    def _show(self, **values: str) -> None:
+        self._postfix.update(values)
+        self._bar.set_postfix(self._postfix)
+
+
+def score_table(scores: dict[str, float]) -> str:
+    """Lays out the scores of `metrics.score`, a line each."""
+    members = sorted(name for name in scores if name.startswith("accuracy_member"))
+    percents = ["accuracy", "top5_accuracy", *members, "disagreement"]
+    lines = []
+    for name in [*percents[:-1], "nll", "ece", "ratio_error", "disagreement"]:
+        if name in scores:
+            value = f"{100 * scores[name]:.2f} %" if name in percents else f"{scores[name]:.4f}"
+            lines.append(f"  {name.replace('_', ' '):<24}{value:>10}")
+    return "\n".join(lines)

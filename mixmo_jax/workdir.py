@@ -1,0 +1,123 @@
+"""The folder of a run: its config, metrics and results."""
+
+import json
+import math
+import os
+import pathlib
+
+import ml_collections
+import tensorboardX
+
+from mixmo_jax import config as config_lib
+from mixmo_jax.errors import InputError
+
+CONFIG, METRICS, RESULTS, CHECKPOINTS = (
+    "config.json",
+    "metrics.jsonl",
+    "results.json",
+    "checkpoints",
+)
+
+# Fields that may differ between the sessions of one run: they do not change what is computed.
+_NEUTRAL_FIELDS = {"dataset.data_dir", "steps_per_call", "checkpoint_every_epochs"}
+
+
+def open_run(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Makes the folder a run's, or finds that it is this run's already.
+
+    Raises:
+      InputError: if it holds a run of another config or something else, or cannot be written.
+    """
+    try:
+        if (folder / CONFIG).exists():
+            _compare(folder, read_config(folder), config)
+        elif folder.exists() and any(f.name[0] != "." for f in folder.iterdir()):
+            raise InputError(f"workdir={folder}: expected a run or an empty folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / CONFIG, config_lib.to_json(config))
+    except OSError as error:
+        raise InputError(f"workdir={folder}: cannot be written: {error.strerror}") from None
+
+
+def read_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
+    """Reads the config of the run in a folder."""
+    try:
+        text = (folder / CONFIG).read_text()
+    except OSError as error:
+        raise InputError(f"workdir={folder}: holds no run: {CONFIG}: {error.strerror}") from None
+    try:
+        return config_lib.from_json(text)
+    except InputError as error:
+        raise InputError(f"{folder / CONFIG}: {error}") from None
+
+
+def write_text(file: pathlib.Path, text: str) -> None:
+    """Writes a file at once: a reader finds the old text or the new, never a part."""
+    part = file.with_name(f".{file.name}.part")
+    part.write_text(text)
+    os.replace(part, file)
+
+
+def write_results(folder: pathlib.Path, results: dict) -> None:
+    """Writes the final scores; numbers that JSON cannot hold become null."""
+    write_text(folder / RESULTS, json.dumps(_finite(results), indent=2) + "\n")
+
+
+def read_metrics(folder: pathlib.Path) -> list[dict]:
+    """Reads the lines of all epochs so far."""
+    file = folder / METRICS
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+class MetricsLog:
+    """A line an epoch, as JSON and as TensorBoard events. Use it as a context manager.
+
+    Args:
+      folder: of the run.
+      epochs_done: what is beyond, from a session that was stopped, is dropped.
+    """
+
+    def __init__(self, folder: pathlib.Path, epochs_done: int):
+        kept = [line for line in read_metrics(folder) if line["epoch"] <= epochs_done]
+        write_text(folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = (folder / METRICS).open("a")
+        purge = kept[-1]["step"] + 1 if kept else None
+        self._events = tensorboardX.SummaryWriter(str(folder), purge_step=purge)
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._file.close()
+        self._events.close()
+
+    def write(self, line: dict) -> None:
+        """Appends the metrics of an epoch: a nested dictionary of numbers."""
+        line = _finite(line)
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in _flat(line):
+            if value is not None and name not in ("epoch", "step"):
+                self._events.add_scalar(name, value, line["step"])
+
+
+def _compare(folder, old, new):
+    old, new = config_lib.flatten(old), config_lib.flatten(new)
+    changed = [k for k in old if old[k] != new[k] and k not in _NEUTRAL_FIELDS]
+    if changed:
+        differences = ", ".join(f"{k}={old[k]!r} (now {new[k]!r})" for k in changed)
+        raise InputError(f"workdir={folder}: holds a run of another config: {differences}")
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _flat(tree, prefix=""):
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}/")
+        else:
+            yield prefix + key, value

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import optax
 
 
@@ -33,8 +34,7 @@ def step_schedule(
     steps = optax.piecewise_constant_schedule(peak, decays)
     if not warmup:
         return steps
-    rise = optax.linear_schedule(1 / warmup, 1.0, warmup - 1)
-    return lambda count: rise(count) * steps(count)
+    return lambda count: jnp.minimum((count + 1) / warmup, 1.0) * steps(count)
 
 
 def sgd(

@@ -1,0 +1,214 @@
+"""Tests of the scores against scikit-learn, loops, and the reference's numbers."""
+
+import itertools
+import json
+
+import chex
+import numpy as np
+import pytest
+from scipy import special
+from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
+
+from mixmo_jax import metrics
+
+N, M, K = 500, 3, 12
+
+
+@pytest.fixture(scope="module")
+def predictions():
+    """Logits [N, M, K] that know something of the labels, and the labels."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(K, size=N)
+    logits = rng.standard_normal((N, M, K)) + 1.5 * np.eye(K)[labels][:, None]
+    return logits.astype(np.float32), labels
+
+
+@pytest.fixture(scope="module")
+def reference(shared_goldens):
+    """The reference's logits and labels, and the scores that it gives them."""
+    folder = shared_goldens / "metrics"
+    with np.load(folder / "m2_scale1.6.npz") as table:
+        arrays = dict(table)
+    scores = json.loads((folder / "m2_scale1.6.json").read_text())["full_no_tempscale"]
+    return arrays, {key.removeprefix("final/"): entry["value"] for key, entry in scores.items()}
+
+
+def naive_calibration_error(probs, labels, num_bins):
+    """ECE by a loop over bins (low, high]."""
+    top, correct = probs.max(1), probs.argmax(1) == labels
+    edges = np.linspace(0, 1, num_bins + 1)
+    error = 0.0
+    for low, high in itertools.pairwise(edges):
+        inside = [i for i in range(len(top)) if low < top[i] <= high]
+        if inside:
+            error += abs(sum(top[i] - correct[i] for i in inside)) / len(top)
+    return error
+
+
+def probs_with_top(top, num_classes):
+    """[len(top), K] with a given highest probability, of class 0, the others equal."""
+    top = np.asarray(top)[:, None]
+    rest = np.broadcast_to((1 - top) / (num_classes - 1), (len(top), num_classes - 1))
+    return np.concatenate([top, rest], axis=1)
+
+
+def test_log_probs_of_the_mean_logits(predictions):
+    logits, _ = predictions
+    probs = special.softmax(logits.astype(np.float64).mean(1), axis=-1)
+    log_probs = metrics.ensemble_log_probs(logits)
+    assert log_probs.dtype == np.float64
+    chex.assert_trees_all_close(log_probs, np.log(probs), atol=1e-12)
+    chex.assert_trees_all_equal(metrics.ensemble_log_probs(logits, "logits"), log_probs)
+
+
+def test_log_probs_of_the_mean_probabilities(predictions):
+    logits, _ = predictions
+    probs = special.softmax(logits.astype(np.float64), axis=-1).mean(1)
+    log_probs = metrics.ensemble_log_probs(logits, "probabilities")
+    chex.assert_trees_all_close(log_probs, np.log(probs), atol=1e-12)
+    assert abs(log_probs - metrics.ensemble_log_probs(logits)).max() > 0.01
+
+
+@pytest.mark.parametrize("ensemble", ["logits", "probabilities"])
+def test_log_probs_of_extreme_logits_are_finite(ensemble):
+    logits = np.array([[[0.0, 1e4], [1e4, 0.0]]], np.float32)
+    expected = np.log([[0.5, 0.5]])
+    chex.assert_trees_all_close(metrics.ensemble_log_probs(logits, ensemble), expected)
+    chex.assert_tree_all_finite(metrics.ensemble_log_probs(logits[:, :1], ensemble))
+
+
+@pytest.mark.parametrize("ensemble", ["logits", "probabilities"])
+def test_scores_equal_scikit_learn(predictions, ensemble):
+    logits, labels = predictions
+    scores = metrics.score(logits, labels, ensemble)
+    log_probs = metrics.ensemble_log_probs(logits, ensemble)
+    classes = range(K)
+    expected = {
+        "accuracy": accuracy_score(labels, log_probs.argmax(1)),
+        "top5_accuracy": top_k_accuracy_score(labels, log_probs, k=5, labels=classes),
+        "nll": log_loss(labels, np.exp(log_probs), labels=classes),
+        "ece": naive_calibration_error(np.exp(log_probs), labels, 15),
+    }
+    members = [accuracy_score(labels, logits[:, m].argmax(1)) for m in range(M)]
+    expected |= {f"accuracy_member{m}": value for m, value in enumerate(members)}
+    expected["accuracy_members_mean"] = np.mean(members)
+    assert scores.keys() == expected.keys() | {"ratio_error", "disagreement"}
+    assert all(type(value) is float for value in scores.values())
+    chex.assert_trees_all_close({key: scores[key] for key in expected}, expected, atol=1e-12)
+
+
+def test_scores_equal_reference(reference):
+    arrays, expected = reference
+    logits = np.stack([arrays["logits_0"], arrays["logits_1"]], axis=1)
+    scores = metrics.score(logits, arrays["labels"])
+    names = {
+        "accuracy": "accuracy",
+        "top5_accuracy": "accuracytop5",
+        "nll": "nll",
+        "ece": "ece",
+        "accuracy_member0": "accuracy_0",
+        "accuracy_member1": "accuracy_1",
+        "accuracy_members_mean": "accuracy_mean",
+        "ratio_error": "diversity_ratioerrors",
+    }
+    chex.assert_trees_all_close(
+        {name: scores[name] for name in names},
+        {name: expected[key] for name, key in names.items()},
+        atol=1e-6,  # the reference computed in float32
+        rtol=1e-6,
+    )
+    probs = np.exp(metrics.ensemble_log_probs(logits)).astype(np.float32)
+    chex.assert_trees_all_close(probs, arrays["ensemble_probs"], atol=1e-6)
+
+
+def test_single_member_has_no_diversity(predictions):
+    logits, labels = predictions
+    scores = metrics.score(logits[:, :1], labels)
+    assert scores.keys().isdisjoint({"ratio_error", "disagreement"})
+    assert scores["accuracy"] == scores["accuracy_member0"] == scores["accuracy_members_mean"]
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_top_k_accuracy_equals_scikit_learn(predictions, k):
+    logits, labels = predictions
+    expected = top_k_accuracy_score(labels, logits[:, 0], k=k, labels=range(K))
+    assert metrics.top_k_accuracy(logits[:, 0], labels, k) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("num_bins", [1, 4, 15])
+def test_calibration_of_random_probabilities(predictions, num_bins):
+    logits, labels = predictions
+    probs = special.softmax(logits[:, 0].astype(np.float64), axis=-1)
+    counts, confidence, accuracy = metrics.reliability_bins(probs, labels, num_bins)
+    assert counts.sum() == N
+    chex.assert_trees_all_close((counts * confidence).sum() / N, probs.max(1).mean())
+    chex.assert_trees_all_close((counts * accuracy).sum() / N, (probs.argmax(1) == labels).mean())
+    error = (counts * abs(confidence - accuracy)).sum() / N
+    expected = naive_calibration_error(probs, labels, num_bins)
+    chex.assert_trees_all_close(error, expected, atol=1e-12)
+
+
+def test_bins_are_closed_above():
+    probs = probs_with_top([0.25, 0.25, 0.26, 0.5, 0.75, 1.0], num_classes=8)
+    counts, confidence, accuracy = metrics.reliability_bins(probs, np.array([0, 1, 0, 0, 1, 0]), 4)
+    chex.assert_trees_all_equal(counts, np.array([2, 2, 1, 1]))
+    chex.assert_trees_all_close(confidence, np.array([0.25, 0.38, 0.75, 1.0]), atol=1e-12)
+    chex.assert_trees_all_close(accuracy, np.array([0.5, 1.0, 0.0, 1.0]), atol=1e-12)
+
+
+def test_calibration_error_with_probabilities_on_every_edge():
+    """Those on an edge are all right and those above it all wrong, so a wrong bin would show."""
+    edges = np.linspace(0, 1, 16)[1:]
+    probs = probs_with_top(np.concatenate([edges, edges[:-1] + 0.03]), num_classes=50)
+    labels = np.repeat([0, 1], [15, 14])
+    expected = naive_calibration_error(probs, labels, 15)
+    assert metrics.expected_calibration_error(probs, labels) == pytest.approx(expected, abs=1e-12)
+    counts, _, accuracy = metrics.reliability_bins(probs, labels)
+    chex.assert_trees_all_equal(counts, np.array([1] + [2] * 14))
+    chex.assert_trees_all_equal(accuracy, np.array([1] + [0.5] * 14))
+
+
+def test_empty_bins_are_zero():
+    probs = probs_with_top([0.9, 0.9], num_classes=2)
+    counts, confidence, accuracy = metrics.reliability_bins(probs, np.array([0, 0]), 10)
+    for values, expected in ((counts, 2), (confidence, 0.9), (accuracy, 1)):
+        assert values[8] == pytest.approx(expected)
+        assert not np.delete(values, 8).any()
+
+
+def test_ratio_error_of_pairs():
+    correct = np.array(
+        [
+            [1, 1, 1],
+            [1, 0, 0],
+            [0, 1, 0],
+            [0, 0, 1],
+            [0, 0, 0],
+        ],
+        bool,
+    )
+    # Of each pair two samples have one wrong and two have both.
+    assert metrics.ratio_error(correct) == 1
+    # Now the first pair has three of the one and two of the other.
+    extended = np.vstack([correct, [[1, 0, 1]]]).astype(bool)
+    assert metrics.ratio_error(extended) == pytest.approx((3 / 2 + 2 / 2 + 3 / 2) / 3)
+
+
+def test_ratio_error_without_common_errors():
+    assert metrics.ratio_error(np.array([[1, 0], [0, 1], [1, 1]], bool)) == np.inf
+    assert np.isnan(metrics.ratio_error(np.ones((4, 2), bool)))
+    assert metrics.ratio_error(np.zeros((4, 2), bool)) == 0
+
+
+def test_disagreement_is_the_mean_over_pairs():
+    classes = np.array([[0, 0, 1], [2, 2, 2], [3, 4, 5], [1, 1, 0]])
+    assert metrics.disagreement(classes) == pytest.approx((1 / 4 + 3 / 4 + 3 / 4) / 3)
+    assert metrics.disagreement(classes[:, :1].repeat(2, axis=1)) == 0
+
+
+def test_diversity_of_scores_is_that_of_the_members(predictions):
+    logits, labels = predictions
+    classes = logits.argmax(-1)
+    scores = metrics.score(logits, labels)
+    assert scores["ratio_error"] == metrics.ratio_error(classes == labels[:, None])
+    assert scores["disagreement"] == metrics.disagreement(classes)

@@ -36,7 +36,7 @@ def visible_share(pixel_masks: jax.Array, masks: jax.Array) -> jax.Array:
       masks: [M, B, h, w, 1]; h and w divide H and W (an encoder's stride).
 
     Returns:
-      [M, B] float; 0 where the MixMo mask is empty.
+      [M, B] float. An empty MixMo mask (of a member without weight) counts as a full one.
 
     References:
       The MixMo authors' program; MixMo paper, appendix on MixMo with CutMix.
@@ -44,8 +44,8 @@ def visible_share(pixel_masks: jax.Array, masks: jax.Array) -> jax.Array:
     m, b, h, w, _ = masks.shape
     rows, columns = pixel_masks.shape[2] // h, pixel_masks.shape[3] // w
     pooled = pixel_masks.reshape(m, b, h, rows, w, columns).mean((3, 5))[..., None]
-    shown = masks.sum((2, 3, 4))
-    return (pooled * masks).sum((2, 3, 4)) / jnp.where(shown > 0, shown, 1)
+    shown = jnp.where(masks.sum((2, 3, 4), keepdims=True) > 0, masks, 1.0)
+    return (pooled * shown).sum((2, 3, 4)) / shown.sum((2, 3, 4))
 
 
 def mix_pixels(

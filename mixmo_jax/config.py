@@ -1,6 +1,5 @@
 """Finding, overriding and checking configs."""
 
-import difflib
 import importlib.util
 import json
 import math
@@ -13,7 +12,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from mixmo_jax.configs import common
-from mixmo_jax.errors import InputError, invalid
+from mixmo_jax.errors import InputError, invalid, unknown
+
+_PACKAGED = pathlib.Path(common.__file__).parent
 
 _INT = (int, "an integer")
 _FLOAT = (float, "a number")
@@ -122,11 +123,16 @@ def parse(spec: str, overrides: Sequence[str] = ()) -> tuple[str, ml_collections
     return file.stem, config
 
 
+def names() -> list[str]:
+    """Returns the names of the configs that the package brings."""
+    return sorted(f.stem for f in _PACKAGED.glob("*.py") if f.stem not in ("__init__", "common"))
+
+
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises `InputError` unless the config has just the known fields, each with a valid value."""
     fields = flatten(config)
     for field in fields.keys() - _RULES.keys():
-        raise _unknown(field)
+        raise unknown("config field", field, _RULES)
     for field, (kind, allowed, test) in _RULES.items():
         if field not in fields:
             raise InputError(f"{field}: missing, expected {allowed}")
@@ -167,21 +173,19 @@ def from_json(text: str) -> ml_collections.ConfigDict:
 
     try:
         config = ml_collections.ConfigDict(tuples(json.loads(text)))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"not a config in JSON: {error}") from None
     check(config)
-    return config
+    return config.lock()
 
 
 def _find(path: str) -> pathlib.Path:
     file = pathlib.Path(path)
     if file.is_file():
         return file
-    packaged = pathlib.Path(common.__file__).parent
-    names = sorted(f.stem for f in packaged.glob("*.py") if f.stem not in ("__init__", "common"))
-    if path in names or (re.fullmatch(r"configs/\w+\.py", path) and file.stem in names):
-        return packaged / f"{file.stem}.py"
-    raise InputError(f"config={path}: no such file; the package brings {', '.join(names)}")
+    if path in names() or (re.fullmatch(r"configs/\w+\.py", path) and file.stem in names()):
+        return _PACKAGED / f"{file.stem}.py"
+    raise InputError(f"config={path}: no such file; the package brings {', '.join(names())}")
 
 
 def _execute(file: pathlib.Path, method: str) -> ml_collections.ConfigDict:
@@ -202,23 +206,15 @@ def _execute(file: pathlib.Path, method: str) -> ml_collections.ConfigDict:
 
 
 def _override(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> None:
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_dict("config", config, flag_values=values)
     fields = flatten(config)
     for flag in overrides:
-        match = re.match(r"--?(?:no)?config\.([^=]*)", flag)
-        if not match:
-            raise InputError(f"unexpected argument {flag}")
-        if match[1] not in fields:
-            raise _unknown(match[1], fields)
+        field = re.sub(r"^--?(no)?config\.", "", flag).partition("=")[0]
+        if field not in fields:
+            raise unknown("config field", field, fields)
+    argv, values = ["", *overrides], flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     try:
-        values(["", *overrides])
+        values(argv)
     except (flags.Error, ValueError, TypeError) as error:
         reason = " ".join(str(error).split()).replace("flag --config.", "")
         raise InputError(reason) from None
-
-
-def _unknown(field: str, fields=tuple(_RULES)) -> InputError:
-    close = difflib.get_close_matches(field, fields, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}?" if close else "configs/common.py lists them"
-    return InputError(f"{field}: no such config field; {hint}")

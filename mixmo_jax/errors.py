@@ -1,5 +1,8 @@
 """The error for everything a user can get wrong."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class InputError(ValueError):
     """A value, file or folder from outside that cannot be used.
@@ -12,3 +15,10 @@ class InputError(ValueError):
 def invalid(field: str, value: object, allowed: str) -> InputError:
     """Returns the `InputError` for a field whose value is not allowed."""
     return InputError(f"{field}={value!r}: expected {allowed}")
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """Returns the `InputError` for a name that does not exist, with those that resemble it."""
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    return InputError(f"{name}: no such {kind}{hint}")

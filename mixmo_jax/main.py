@@ -6,6 +6,7 @@ python -m mixmo_jax.main --mode=evaluate --workdir=runs/digits-cut_mixmo-s0
 """
 
 import pathlib
+import re
 import sys
 from collections.abc import Sequence
 
@@ -13,28 +14,9 @@ from absl import flags
 
 from mixmo_jax import config as config_lib
 from mixmo_jax import runs
-from mixmo_jax.errors import InputError
+from mixmo_jax.errors import InputError, unknown
 
-_FLAGS = flags.FlagValues()
-_CONFIG = flags.DEFINE_string(
-    "config",
-    None,
-    "FILE[:METHOD], a path or one of the package's configs; --config.FIELD=VALUE sets a field.",
-    flag_values=_FLAGS,
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir",
-    None,
-    "Folder of the run; runs/CONFIG-METHOD-sSEED by default.",
-    flag_values=_FLAGS,
-)
-_MODE = flags.DEFINE_enum(
-    "mode",
-    "train",
-    ["train", "evaluate"],
-    "Train, or go on training, then evaluate; or evaluate a finished run.",
-    flag_values=_FLAGS,
-)
+_FIELD = re.compile(r"--?(no)?config\.")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -48,29 +30,73 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(argv: Sequence[str]) -> None:
+    known = _define_flags()
     if "--help" in argv:
-        print(f"{__doc__}\n{_FLAGS.get_help()}")
+        print(f"{__doc__}\n{known.get_help()}")
         return
     try:
-        _, *overrides = _FLAGS(argv, known_only=True)
+        _, *overrides = known(_join(argv), known_only=True)
     except flags.Error as error:
         raise InputError(str(error)) from None
-    if _MODE.value == "evaluate":
-        _evaluate(overrides)
-    elif _CONFIG.value is None:
-        raise InputError("config: missing; for example --config=digits")
+    for flag in overrides:
+        if not _FIELD.match(flag):
+            raise unknown("flag", flag, [f"--{name}" for name in known])
+    if known.mode == "evaluate":
+        _evaluate(known, overrides)
     else:
-        name, config = config_lib.parse(_CONFIG.value, overrides)
-        default = f"runs/{name}-{config.method}-s{config.seed}"
-        runs.train(config, pathlib.Path(_WORKDIR.value or default))
+        _train(known, overrides)
 
 
-def _evaluate(overrides: Sequence[str]) -> None:
-    if _WORKDIR.value is None:
+def _join(argv: Sequence[str]) -> list[str]:
+    """Makes `--config.FIELD=VALUE` of `--config.FIELD VALUE`."""
+    joined = []
+    for argument in argv:
+        if joined and re.fullmatch(_FIELD.pattern + r"[\w.]+", joined[-1]) and argument[:1] != "-":
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def _define_flags() -> flags.FlagValues:
+    values = flags.FlagValues()
+    flags.DEFINE_string(
+        "config",
+        None,
+        "FILE[:METHOD]; FILE is a path or one of the package's configs: "
+        f"{', '.join(config_lib.names())}. --config.FIELD=VALUE sets a field.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "Folder of the run; runs/CONFIG-METHOD-sSEED by default.",
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        "mode",
+        "train",
+        ["train", "evaluate"],
+        "Train, or go on training, then evaluate; or evaluate a finished run.",
+        flag_values=values,
+    )
+    return values
+
+
+def _train(known: flags.FlagValues, overrides: Sequence[str]) -> None:
+    if known.config is None:
+        raise InputError("config: missing; for example --config=digits")
+    name, config = config_lib.parse(known.config, overrides)
+    default = f"runs/{name}-{config.method}-s{config.seed}"
+    runs.train(config, pathlib.Path(known.workdir or default))
+
+
+def _evaluate(known: flags.FlagValues, overrides: Sequence[str]) -> None:
+    if known.workdir is None:
         raise InputError("workdir: missing; --mode=evaluate takes the folder of a finished run")
-    if _CONFIG.value is not None or overrides:
+    if known.config is not None or overrides:
         raise InputError("config: --mode=evaluate takes it from the run in --workdir")
-    runs.evaluate(pathlib.Path(_WORKDIR.value))
+    runs.evaluate(pathlib.Path(known.workdir))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ class Progress:
             disable=None,
         )
         self._postfix = {}
-        self._refreshed = self._epoch_start = time.monotonic()
+        self._refreshed = time.monotonic()
+        self._epoch_start = None  # with the first step compiled
 
     def __enter__(self) -> "Progress":
         return self
@@ -42,6 +43,8 @@ class Progress:
 
     def update(self, losses: jax.Array) -> None:
         """Counts the steps of one call, of which the losses are [devices, steps]."""
+        if self._epoch_start is None:
+            self._epoch_start = time.monotonic()
         if self._bar.disable:
             return
         self._bar.update(losses.shape[1] * self._batch_size)

@@ -1,0 +1,179 @@
+"""Configs: methods, overrides, and what is refused."""
+
+import pytest
+from mixmo_jax.configs import common
+
+from mixmo_jax import config as config_lib
+from mixmo_jax.errors import InputError
+
+CONFIGS = ("digits", "cifar10", "cifar100", "tiny_imagenet")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("method", common.METHODS)
+def test_every_method_of_every_config_is_valid(name, method):
+    stem, config = config_lib.parse(f"{name}:{method}")
+    assert (stem, config.method) == (name, method)
+
+
+def test_default_method():
+    config = config_lib.parse("digits")[1]
+    assert (config.method, config.model.num_members, config.mixmo.block) == (
+        "cut_mixmo",
+        2,
+        "cutmix",
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("vanilla", (1, 1, "linear", 2.0, 3.0, "none")),
+        ("mixup", (1, 1, "linear", 2.0, 3.0, "mixup")),
+        ("cutmix", (1, 1, "linear", 2.0, 3.0, "cutmix")),
+        ("mimo", (2, 4, "linear", 0.0, 1.0, "none")),
+        ("linear_mixmo", (2, 4, "linear", 2.0, 3.0, "none")),
+        ("cut_mixmo", (2, 4, "cutmix", 2.0, 3.0, "none")),
+        ("linear_mixmo+cutmix", (2, 4, "linear", 2.0, 3.0, "cutmix")),
+        ("cut_mixmo+cutmix", (2, 4, "cutmix", 2.0, 3.0, "cutmix")),
+    ],
+)
+def test_methods(method, expected):
+    config = common.get_config(method)
+    assert expected == (
+        config.model.num_members,
+        config.batch_repetitions,
+        config.mixmo.block,
+        config.mixmo.alpha,
+        config.mixmo.root,
+        config.msda.method,
+    )
+    assert (config.mixmo.prob, config.msda.prob, config.msda.beta) == (0.5, 0.5, 1.0)
+
+
+def test_overrides():
+    config = config_lib.parse(
+        "cifar100:vanilla",
+        [
+            "--config.seed=3",
+            "--config.optimizer.decay_epochs=10,20",
+            "--noconfig.dataset.flip",
+            "--config.model.dtype=float32",
+        ],
+    )[1]
+    assert config.seed == 3
+    assert config.optimizer.decay_epochs == (10, 20)
+    assert config.dataset.flip is False
+    assert config.model.dtype == "float32"
+
+
+def test_config_of_ones_own(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from mixmo_jax.configs import cifar10\n"
+        "def get_config(method='mimo'):\n"
+        "    config = cifar10.get_config(method)\n"
+        "    config.num_epochs = 7\n"
+        "    return config\n"
+    )
+    name, config = config_lib.parse(str(file))
+    assert (name, config.method, config.num_epochs) == ("mine", "mimo", 7)
+
+
+def test_packaged_config_by_its_path_in_the_repository(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert config_lib.parse("configs/digits.py")[1] == config_lib.parse("digits")[1]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_json_round_trip(name):
+    config = config_lib.parse(name)[1]
+    assert config_lib.from_json(config_lib.to_json(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.num_members=0", r"model.num_members=0: expected an integer >= 1"),
+        ("model.num_members=two", r"model.num_members=two: invalid literal"),
+        ("model.name=vgg", r"model.name='vgg': expected one of wide_resnet, preact_resnet"),
+        ("model.dtype=int8", r"model.dtype='int8': expected one of auto"),
+        ("seed=-1", r"seed=-1: expected an integer from 0"),
+        ("num_epochs=1.5", r"num_epochs=1.5: invalid literal"),
+        ("mixmo.alpha=-1", r"mixmo.alpha=-1.0: expected a number >= 0"),
+        ("mixmo.alpha=nan", r"mixmo.alpha=nan: expected a number >= 0"),
+        ("mixmo.root=0", r"mixmo.root=0.0: expected a number > 0"),
+        ("mixmo.prob=1.01", r"mixmo.prob=1.01: expected a number from 0 to 1"),
+        ("dataset.std=0.2,0,0.2", r"dataset.std=.*: expected a tuple of numbers > 0"),
+        ("dataset.mean=a,b,c", r"dataset.mean=.*: expected a tuple of numbers"),
+        ("dataset.flip=perhaps", r"dataset.flip=perhaps: .*Non-boolean"),
+        ("optimizer.decay_epochs=20,10", r"decay_epochs=\(20, 10\): expected epochs in rising"),
+        ("optimizer.learning_rate=inf", r"learning_rate=inf: expected a number > 0"),
+        ("batch_size=10", r"batch_size=10: expected a multiple of .*batch_repetitions=4"),
+        ("num_epoch=3", r"num_epoch: no such config field; did you mean num_epochs"),
+        ("model.widht=3", r"model.widht: no such config field; did you mean model.width"),
+        ("model=3", r"model: no such config field"),
+        ("seed", r"Missing value for seed"),
+    ],
+)
+def test_wrong_overrides(override, message):
+    with pytest.raises(InputError, match=message) as error:
+        config_lib.parse("digits", [f"--config.{override}"])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("nowhere.py", "config=nowhere.py: no such file; the package brings cifar10, cifar100"),
+        ("digits:mixmoo", "method='mixmoo': expected one of vanilla, mixup"),
+    ],
+)
+def test_wrong_specs(spec, message):
+    with pytest.raises(InputError, match=message):
+        config_lib.parse(spec)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("x = ", "SyntaxError"),
+        ("x = 1", "AttributeError: .*get_config"),
+        ("def get_config(): return 3", "get_config returned int"),
+        ("def get_config(): return 1 / 0", "ZeroDivisionError: division by zero"),
+        (
+            "from mixmo_jax.configs import common\n"
+            "def get_config():\n"
+            "    c = common.get_config(); c.unlock(); c.new = 1; return c",
+            "new: no such config field",
+        ),
+        (
+            "from mixmo_jax.configs import common\n"
+            "def get_config():\n"
+            "    c = common.get_config(); c.unlock(); del c.seed; return c",
+            "seed: missing, expected an integer from 0",
+        ),
+    ],
+)
+def test_broken_config_files(tmp_path, code, message):
+    file = tmp_path / "broken.py"
+    file.write_text(code)
+    with pytest.raises(InputError, match=message) as error:
+        config_lib.parse(str(file))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{}", '{"seed": "x"}'])
+def test_broken_json(text):
+    with pytest.raises(InputError):
+        config_lib.from_json(text)
+
+
+def test_whole_numbers_are_numbers_but_not_booleans():
+    config = common.get_config()
+    config.mixmo.alpha = 1  # an int where a float is usual
+    config_lib.check(config)
+    config = config_lib.from_json(config_lib.to_json(config).replace('"seed": 0', '"seed": 1'))
+    assert config.seed == 1
+    with pytest.raises(InputError, match="seed=True"):
+        config_lib.from_json(config_lib.to_json(config).replace('"seed": 1', '"seed": true'))

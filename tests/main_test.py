@@ -1,0 +1,176 @@
+"""The command line, as a user meets it."""
+
+import json
+import os
+import pathlib
+import pty
+import subprocess
+import sys
+import termios
+
+import pytest
+from tensorboardX.proto import event_pb2
+
+from mixmo_jax import workdir
+from mixmo_jax.main import main
+
+QUICK = [
+    "--config=configs/digits.py",
+    "--config.num_epochs=2",
+    "--config.model.width=1",
+    "--config.batch_size=192",
+]
+CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"
+
+
+def read_events(folder: pathlib.Path) -> dict[str, list[float]]:
+    """The scalars of the TensorBoard events (TFRecords) in a folder, by name."""
+    scalars = {}
+    for file in sorted(folder.glob("events.out.tfevents.*")):
+        data, position = file.read_bytes(), 0
+        while position < len(data):  # length (8 bytes), its checksum (4), event, its checksum (4)
+            length = int.from_bytes(data[position : position + 8], "little")
+            event = event_pb2.Event.FromString(data[position + 12 : position + 12 + length])
+            position += 16 + length
+            for value in event.summary.value:
+                scalars.setdefault(value.tag, []).append(value.simple_value)
+    return scalars
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    """A run made in a process of its own, on a pseudo terminal; and what it showed."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    leader, follower = pty.openpty()
+    termios.tcsetwinsize(follower, (24, 150))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mixmo_jax.main", *QUICK, f"--workdir={folder}"],
+        stdout=subprocess.PIPE,
+        stderr=follower,
+        env={**os.environ, "JAX_COMPILATION_CACHE_DIR": str(CACHE)},
+    )
+    os.close(follower)
+    shown = b""
+    try:
+        while chunk := os.read(leader, 4096):
+            shown += chunk
+    except OSError:  # the other end is closed
+        pass
+    output = process.communicate(timeout=200)[0]
+    assert process.returncode == 0, shown.decode()
+    return folder, output.decode(), shown.decode()
+
+
+def test_run_leaves_everything_in_its_folder(finished_run):
+    folder, _, _ = finished_run
+    assert json.loads((folder / "config.json").read_text())["num_epochs"] == 2
+    lines = workdir.read_metrics(folder)
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert lines[-1]["step"] == 2 * (1437 * 4 // 192)
+    results = json.loads((folder / "results.json").read_text())
+    assert results["test_images"] == 360
+    assert results["scores"] == lines[-1]["test"]
+    assert sorted(int(f.name) for f in (folder / "checkpoints").iterdir()) == [29, 58]
+    events = read_events(folder)
+    assert events["loss"] == pytest.approx([line["loss"] for line in lines])
+    assert events["test/nll"] == pytest.approx([line["test"]["nll"] for line in lines])
+    for picture in ("learning_curves", "reliability", "training_inputs"):
+        assert (folder / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_terminal_shows_a_bar_and_the_table(finished_run):
+    _, output, shown = finished_run
+    for part in ("images/s", "loss=", "rate=", "<", "test="):
+        assert part in shown, shown
+    assert "epoch 1/2" not in output  # the bar stands for the epochs' lines
+    for name in ("accuracy", "top5 accuracy", "accuracy member0", "nll", "ece", "ratio error"):
+        assert f"  {name} " in output
+
+
+def test_finished_run_is_found_finished(finished_run, capsys):
+    folder, _, _ = finished_run
+    before = (folder / "results.json").read_text()
+    assert main(["", *QUICK, f"--workdir={folder}"]) == 0
+    output = capsys.readouterr().out
+    assert f"{folder} is finished (2 epochs)" in output
+    assert "accuracy member1" in output
+    assert (folder / "results.json").read_text() == before
+
+
+def test_evaluate_mode_needs_only_the_folder(finished_run, capsys):
+    folder, _, _ = finished_run
+    before = (folder / "results.json").read_text()
+    (folder / "results.json").unlink()
+    assert main(["", "--mode=evaluate", f"--workdir={folder}"]) == 0
+    assert "360 test images after 2 epochs" in capsys.readouterr().out
+    assert (folder / "results.json").read_text() == before
+
+
+def test_other_config_in_the_folder_is_refused(finished_run, capsys):
+    folder, _, _ = finished_run
+    before = {f: f.stat().st_mtime_ns for f in folder.rglob("*")}
+    assert main(["", *QUICK, "--config.seed=1", f"--workdir={folder}"]) == 2
+    message = capsys.readouterr().err
+    assert "holds a run of another config: seed=0 (now 1)" in message
+    assert {f: f.stat().st_mtime_ns for f in folder.rglob("*")} == before
+
+
+def test_epoch_lines_without_a_terminal_and_the_default_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    command = [*QUICK, "--config.num_epochs=1", "--config.seed", "5"]
+    assert main(["", *command]) == 0
+    captured = capsys.readouterr()
+    assert "epoch 1/1  loss" in captured.out
+    assert "images/s" in captured.out
+    assert captured.err == ""
+    assert (tmp_path / "runs" / "digits-cut_mixmo-s5" / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "config: missing; for example --config=digits"),
+        (["--config=nope"], "config=nope: no such file"),
+        (["--config=digits:nope"], "method='nope': expected one of vanilla"),
+        (["--config=digits", "--config.model.depth=11"], "depth=11: expected 6n + 4"),
+        (["--config=digits", "--config.model.num_members=0"], "model.num_members=0: expected"),
+        (["--config=digits", "--config.batch_size=30"], "batch_size=30: expected a multiple of"),
+        (["--config=digits", "--config.seeed=3"], "seeed: no such config field; did you mean seed"),
+        (["--config=digits", "--mod=train"], "--mod=train: no such flag; did you mean --mode"),
+        (["--config=digits", "--mode=test"], "should be one of <train|evaluate>"),
+        (["--config=digits", "stray"], "stray: no such flag"),
+        (["--mode=evaluate"], "workdir: missing"),
+        (["--mode=evaluate", "--config=digits", "--workdir=x"], "config: --mode=evaluate takes it"),
+        (["--mode=evaluate", "--workdir=x"], "workdir=x: holds no run"),
+        (["--config=digits", "--config.dataset.mean=0.1,0.2"], "dataset.mean=(0.1, 0.2): expected"),
+    ],
+)
+def test_wrong_input_is_one_line_and_status_2(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_input_on_the_real_command_line(tmp_path):
+    command = [sys.executable, "-m", "mixmo_jax.main", "--config=digits", "--config.model.depth=12"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: depth=12: expected 6n + 4 for a Wide ResNet")
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_divergence_is_one_line_and_status_1(tmp_path, capsys):
+    command = [*QUICK, "--config.optimizer.learning_rate=1e30", f"--workdir={tmp_path}/run"]
+    assert main(["", *command]) == 1
+    assert "a lower optimizer.learning_rate than 1e+30 may help" in capsys.readouterr().err
+
+
+def test_help(capsys):
+    assert main(["", "--help"]) == 0
+    assert "--workdir" in capsys.readouterr().out

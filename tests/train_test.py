@@ -1,0 +1,216 @@
+"""Training: the same steps on any number of devices, in any grouping, across interruptions."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mixmo_jax import config as config_lib
+from mixmo_jax import datasets, devices, runs, sampling, workdir
+from mixmo_jax.checkpoints import Checkpoints
+from mixmo_jax.errors import InputError
+from mixmo_jax.train import Trainer, call_lengths, make_train_step, make_update_fn
+
+TINY = (
+    "--config.model.width=1",
+    "--config.num_epochs=3",
+    "--config.batch_size=192",
+    "--config.optimizer.decay_epochs=3",
+)
+
+
+def tiny_config(method="cut_mixmo", *overrides):
+    return config_lib.parse(f"digits:{method}", [*TINY, *overrides])[1]
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return datasets.load(tiny_config().dataset)
+
+
+def run_steps(trainer, call_sizes, max_traces=None):
+    """Trains from the start in calls of the given sizes; returns state and losses."""
+    step = make_train_step(trainer.model, trainer.tx, trainer.plan_fn, trainer.batch_fn)
+    if max_traces:
+        chex.clear_trace_counter()
+        step = chex.assert_max_traces(step, n=max_traces)
+    update = make_update_fn(step)
+    state = trainer.create_state()
+    order = devices.place(sampling.epoch_order(state.key, 1, len(trainer.dataset.train)))
+    data = devices.place(trainer.dataset.train)
+    state, losses = devices.replicate(state), []
+    for size in call_sizes:
+        state, call_losses = update(state, data, order, size)
+        losses.append(call_losses[0])
+    return devices.unreplicate(state), np.concatenate(losses)
+
+
+@pytest.mark.parametrize(
+    ("method", "overrides"),
+    [
+        ("vanilla", ()),
+        ("mixup", ()),
+        ("mimo", ()),
+        ("cut_mixmo+cutmix", ()),
+        ("cut_mixmo", ("--config.model.num_members=3",)),
+    ],
+)
+def test_methods_learn(dataset, method, overrides):
+    """The loss falls, from log K a member; the step is traced once for all steps."""
+    trainer = Trainer(tiny_config(method, "--config.optimizer.warmup_steps=2", *overrides), dataset)
+    members = trainer.model.num_members
+    state, losses = run_steps(trainer, [1] * 20, max_traces=1)
+    assert int(state.step) == 20
+    assert members * 1.8 < losses[0] < members * 4.5
+    assert losses[-4:].mean() < 0.93 * losses[:4].mean()
+
+
+def test_scan_equals_single_steps(dataset):
+    trainer = Trainer(tiny_config(), dataset)
+    single, single_losses = run_steps(trainer, [1] * 4)
+    scanned, scanned_losses = run_steps(trainer, [3, 1])
+    np.testing.assert_allclose(scanned_losses, single_losses, rtol=1e-5)
+    chex.assert_trees_all_close(scanned.params, single.params, rtol=1e-4, atol=1e-6)
+
+
+def test_seed_decides_everything(dataset):
+    first = run_steps(Trainer(tiny_config(), dataset), [1] * 2)[1]
+    again = run_steps(Trainer(tiny_config(), dataset), [1] * 2)[1]
+    other = run_steps(Trainer(tiny_config("cut_mixmo", "--config.seed=1"), dataset), [1] * 2)[1]
+    np.testing.assert_array_equal(first, again)
+    assert np.all(first != other)
+
+
+def test_eight_devices_train_the_same_network(tmp_path):
+    """In float64 nothing but rounding is left between 1 and 8 devices."""
+    script = pathlib.Path(__file__).with_name("device_steps.py")
+    outputs = []
+    for count in (1, 8):
+        output = tmp_path / f"{count}.npz"
+        flags = f"--xla_force_host_platform_device_count={count}"
+        environment = {**os.environ, "XLA_FLAGS": flags, "JAX_ENABLE_X64": "1"}
+        command = [sys.executable, str(script), str(output)]
+        subprocess.run(command, env=environment, check=True, timeout=300)
+        outputs.append(dict(np.load(output)))
+    one, eight = outputs
+    assert (one.pop("devices"), eight.pop("devices")) == (1, 8)
+    assert one["losses"][0] != one["losses"][-1]
+    chex.assert_trees_all_close(one, eight, rtol=1e-9, atol=1e-11)
+
+
+def final_state(folder, config, dataset):
+    trainer = Trainer(config, dataset)
+    with Checkpoints(folder / workdir.CHECKPOINTS) as checkpoints:
+        step = checkpoints.latest_step
+        assert step == config.num_epochs * trainer.steps_per_epoch
+        return checkpoints.restore(step, jax.eval_shape(trainer.create_state))
+
+
+def read_losses_and_scores(folder):
+    lines = workdir.read_metrics(folder)
+    return [{k: line[k] for k in ("epoch", "step", "loss", "test")} for line in lines]
+
+
+def test_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path, dataset, monkeypatch, capsys):
+    config = tiny_config("cut_mixmo+cutmix")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    runs.train(config, whole)
+
+    write = workdir.MetricsLog.write
+
+    def stop_in_epoch_3(self, line):
+        write(self, line)
+        if line["epoch"] == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(workdir.MetricsLog, "write", stop_in_epoch_3)
+        runs.train(config, parts)
+    assert not (parts / workdir.RESULTS).exists()
+    capsys.readouterr()
+    runs.train(config, parts)
+    assert "resuming after epoch 2" in capsys.readouterr().out
+
+    states = [final_state(folder, config, dataset) for folder in (whole, parts)]
+    chex.assert_trees_all_equal(*[s.replace(key=jax.random.key_data(s.key)) for s in states])
+    assert read_losses_and_scores(parts) == read_losses_and_scores(whole)
+    results = [(folder / workdir.RESULTS).read_text() for folder in (whole, parts)]
+    assert results[0] == results[1]
+    assert json.loads(results[0])["epoch"] == 3
+
+    # Run once more, it is found finished and is evaluated.
+    runs.train(config, parts)
+    assert "is finished (3 epochs)" in capsys.readouterr().out
+    assert (parts / workdir.RESULTS).read_text() == results[0]
+    # So does evaluate mode, from the folder alone.
+    runs.evaluate(parts)
+    assert (parts / workdir.RESULTS).read_text() == results[0]
+
+
+def test_evaluate_needs_a_finished_run(tmp_path, monkeypatch):
+    config = tiny_config()
+    with pytest.raises(InputError, match="holds no run"):
+        runs.evaluate(tmp_path / "nothing")
+    workdir.open_run(tmp_path, config)
+    with pytest.raises(InputError, match="no checkpoint"):
+        runs.evaluate(tmp_path)
+
+    def stop(self, line):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        monkeypatch.setattr("mixmo_jax.reporting.Progress.end_epoch", stop)
+        runs.train(config, tmp_path)
+    with pytest.raises(InputError, match="0 of 3 epochs are done"):
+        runs.evaluate(tmp_path)
+
+
+def test_diverging_training_is_reported(tmp_path):
+    config = tiny_config("vanilla", "--config.optimizer.learning_rate=1e30")
+    with pytest.raises(FloatingPointError, match=r"the loss is \w+ in epoch 1"):
+        runs.train(config, tmp_path)
+
+
+def test_batch_larger_than_the_data_set(dataset):
+    config = tiny_config("vanilla", "--config.batch_size=2000")
+    with pytest.raises(InputError, match="batch_size=2000: expected at most 1437"):
+        Trainer(config, dataset)
+
+
+def test_batch_not_a_multiple_of_the_devices(dataset, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 5)
+    with pytest.raises(InputError, match="batch_size=192: expected a multiple of the 5 devices"):
+        Trainer(tiny_config(), dataset)
+
+
+@pytest.mark.parametrize(
+    ("steps", "limit", "expected"),
+    [
+        (3125, 100, [100] * 31 + [25]),
+        (4000, 100, [100] * 40),
+        (781, 100, [71] * 11),
+        (7, 100, [7]),
+        (5, 1, [1] * 5),
+    ],
+)
+def test_call_lengths(steps, limit, expected):
+    """Equal calls where the number of steps has a divisor for it; each length is compiled."""
+    assert list(call_lengths(steps, limit)) == expected
+
+
+def test_bfloat16_training_stays_close_to_float32(dataset):
+    losses = []
+    for dtype in ("float32", "bfloat16"):
+        trainer = Trainer(tiny_config("cut_mixmo", f"--config.model.dtype={dtype}"), dataset)
+        state, values = run_steps(trainer, [1] * 3)
+        losses.append(values)
+        assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.variables))
+    # bfloat16 has 8 bits of mantissa: 4e-3 a rounding, averaged over a batch.
+    np.testing.assert_allclose(*losses, rtol=0.02)

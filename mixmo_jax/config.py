@@ -144,7 +144,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         if not right_type or not test(value):
             raise invalid(field, value, allowed)
     if config.batch_size % config.batch_repetitions:
-        raise invalid("batch_size", config.batch_size, f"a multiple of {config.batch_repetitions=}")
+        allowed = f"a multiple of batch_repetitions={config.batch_repetitions}"
+        raise invalid("batch_size", config.batch_size, allowed)
 
 
 def flatten(config: ml_collections.ConfigDict) -> dict[str, object]:

@@ -20,12 +20,19 @@ _FIELD = re.compile(r"--?(no)?config\.")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs a command line; returns 0, or 2 for wrong input, or 1 if the training diverged."""
+    """Runs a command line.
+
+    Returns:
+      The exit status: 0, 2 for wrong input, 1 if the training diverged, 130 if interrupted.
+    """
     try:
         _run(argv)
     except (InputError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -4,6 +4,7 @@ import datetime
 import time
 
 import jax
+import optax
 import tqdm
 
 
@@ -14,18 +15,26 @@ class Progress:
       num_epochs: of the training.
       steps_per_epoch: batches of an epoch.
       batch_size: images a batch, as the network's core counts them: B.
+      schedule: learning rate by steps done.
       first_epoch: 1-based, the one that comes next.
     """
 
     _REFRESH_SECONDS = 0.5
 
-    def __init__(self, num_epochs: int, steps_per_epoch: int, batch_size: int, first_epoch: int):
-        self._num_epochs, self._batch_size = num_epochs, batch_size
+    def __init__(
+        self,
+        num_epochs: int,
+        steps_per_epoch: int,
+        batch_size: int,
+        schedule: optax.Schedule,
+        first_epoch: int,
+    ):
+        self._num_epochs, self._batch_size, self._schedule = num_epochs, batch_size, schedule
         images = steps_per_epoch * batch_size
         self._bar = tqdm.tqdm(
             total=num_epochs * images,
             initial=(first_epoch - 1) * images,
-            unit="images",
+            unit=" images",
             unit_scale=True,
             desc="compiling",
             dynamic_ncols=True,
@@ -49,7 +58,9 @@ class Progress:
             return
         self._bar.update(losses.shape[1] * self._batch_size)
         if time.monotonic() - self._refreshed > self._REFRESH_SECONDS:
-            self._show(loss=f"{float(losses[0, -1]):.3f}")  # waits for the device: not each call
+            # Waits for the device: not with each call.
+            rate = self._schedule(self._bar.n // self._batch_size - 1)
+            self._show(loss=f"{float(losses[0, -1]):.3f}", rate=f"{float(rate):.2g}")
             self._refreshed = time.monotonic()
 
     def end_epoch(self, line: dict) -> None:

@@ -210,7 +210,9 @@ class Trainer:
         data = devices.place(self.dataset.train)
         key, first = state.key, int(state.step) // steps + 1
         state = devices.replicate(state)
-        with Progress(config.num_epochs, steps, config.batch_size, first) as progress:
+        with Progress(
+            config.num_epochs, steps, config.batch_size, self.schedule, first
+        ) as progress:
             for epoch in range(first, config.num_epochs + 1):
                 start, epoch_losses = time.perf_counter(), []
                 order = devices.place(order_fn(key, epoch, len(self.dataset.train)))

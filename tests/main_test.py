@@ -132,7 +132,7 @@ def test_epoch_lines_without_a_terminal_and_the_default_folder(tmp_path, monkeyp
         ([], "config: missing; for example --config=digits"),
         (["--config=nope"], "config=nope: no such file"),
         (["--config=digits:nope"], "method='nope': expected one of vanilla"),
-        (["--config=digits", "--config.model.depth=11"], "depth=11: expected 6n + 4"),
+        (["--config=digits", "--config.model.depth=11"], "model.depth=11: expected 6n + 4"),
         (["--config=digits", "--config.model.num_members=0"], "model.num_members=0: expected"),
         (["--config=digits", "--config.batch_size=30"], "batch_size=30: expected a multiple of"),
         (["--config=digits", "--config.seeed=3"], "seeed: no such config field; did you mean seed"),
@@ -160,7 +160,7 @@ def test_wrong_input_on_the_real_command_line(tmp_path):
     command = [sys.executable, "-m", "mixmo_jax.main", "--config=digits", "--config.model.depth=12"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: depth=12: expected 6n + 4 for a Wide ResNet")
+    assert done.stderr.startswith("error: model.depth=12: expected 6n + 4 for a Wide ResNet")
     assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -174,3 +174,12 @@ def test_divergence_is_one_line_and_status_1(tmp_path, capsys):
 def test_help(capsys):
     assert main(["", "--help"]) == 0
     assert "--workdir" in capsys.readouterr().out
+
+
+def test_interrupted(monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mixmo_jax.runs.train", interrupt)
+    assert main(["", "--config=digits"]) == 130
+    assert capsys.readouterr().err.count("\n") == 1

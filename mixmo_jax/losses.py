@@ -16,6 +16,6 @@ def weighted_cross_entropy(logits: jax.Array, targets: jax.Array, weights: jax.A
       [] in nats.
 
     References:
-      MixMo paper, equation 3.
+      MixMo paper, on loss weighting.
     """
     return (weights * optax.softmax_cross_entropy(logits, targets)).mean(1).sum()

@@ -42,7 +42,7 @@ def score(logits: np.ndarray, labels: np.ndarray, ensemble: str = "logits") -> d
       shares of 1; `nll` in nats; `ece`; with several members `ratio_error` and `disagreement`.
 
     References:
-      MixMo paper, section 4 (diversity as in Aksela 2003); ECE: arXiv 1706.04599.
+      ECE: arXiv 1706.04599; ratio error: Aksela 2003, as in the MixMo paper.
     """
     log_probs = ensemble_log_probs(logits, ensemble)
     member_correct = logits.argmax(-1) == labels[:, None]

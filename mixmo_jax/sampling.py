@@ -89,7 +89,7 @@ def sample_batch_plan(
       The plan.
 
     References:
-      MixMo paper, sections 3.2 and 4.1; MIMO, arXiv 2010.06610, sections 2 and 4.
+      MixMo paper, arXiv 2103.06132; batch and input repetition: MIMO, arXiv 2010.06610.
     """
     order_key, view_key, pixel_key, patch_key, role_key, ratio_key, centre_key = jax.random.split(
         jax.random.fold_in(key, step), 7

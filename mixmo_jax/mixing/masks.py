@@ -1,4 +1,4 @@
-"""Masks: constants and boxes, for features and for pixels alike. (MixMo paper, section 3.3.)"""
+"""Masks: constants and boxes, for features and for pixels alike."""
 
 import jax
 import jax.numpy as jnp

@@ -19,7 +19,7 @@ def patch_probability(epoch: jax.Array | int, num_epochs: int, prob: float) -> j
       prob: probability during the first 11/12.
 
     References:
-      MixMo paper, section 4.1.
+      MixMo paper, training details.
     """
     return prob * jnp.minimum(1.0, 12 * (num_epochs - epoch) / num_epochs)
 
@@ -36,7 +36,7 @@ def mixmo_masks(plan: BatchPlan, block: str, shape: tuple[int, int]) -> jax.Arra
       [M, B, h, w, 1] float32 in [0, 1], sum to 1 over M; for M = 1 all ones.
 
     References:
-      MixMo paper, sections 3.2 and 3.3.
+      MixMo paper, on the mixing block.
     """
     masks = masks_lib.linear_masks(plan.ratios, shape)
     if block == "cutmix" and len(plan.ratios) > 1:
@@ -56,7 +56,7 @@ def mix_features(features: jax.Array, masks: jax.Array) -> jax.Array:
       [B, h, w, F].
 
     References:
-      MixMo paper, equation 2.
+      MixMo paper, on the mixing block.
     """
     return len(features) * (masks.astype(features.dtype) * features).sum(0)
 
@@ -72,7 +72,7 @@ def loss_weights(masks: jax.Array, root: float) -> jax.Array:
       [M, B] float.
 
     References:
-      MixMo paper, equation 4.
+      MixMo paper, on loss weighting.
     """
     powers = masks.mean((2, 3, 4)) ** (1 / root)
     return len(powers) * powers / powers.sum(0)

@@ -39,7 +39,7 @@ def visible_share(pixel_masks: jax.Array, masks: jax.Array) -> jax.Array:
       [M, B] float. An empty MixMo mask (of a member without weight) counts as a full one.
 
     References:
-      The MixMo authors' program; MixMo paper, appendix on MixMo with CutMix.
+      The MixMo authors' program.
     """
     m, b, h, w, _ = masks.shape
     rows, columns = pixel_masks.shape[2] // h, pixel_masks.shape[3] // w

@@ -1,4 +1,4 @@
-"""Several encoders before one core network, several heads after it. (MixMo paper, figure 2.)
+"""Several encoders before one core network, several heads after it. (arXiv 2103.06132.)
 
 Glossary: M members, B batch, [H, W, C] image, [h, w, F] an encoder's output, K classes.
 """

@@ -1,4 +1,4 @@
-"""Wide ResNet, the core for CIFAR. (arXiv 1605.07146; MixMo paper, section 4.1.)"""
+"""Wide ResNet, the core for CIFAR. (arXiv 1605.07146.)"""
 
 from collections.abc import Callable
 

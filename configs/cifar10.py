@@ -1,4 +1,4 @@
-"""WRN-28-10 on CIFAR-10, 300 epochs: the setting of the MixMo paper's table 1.
+"""WRN-28-10 on CIFAR-10, 300 epochs: the setting of the MixMo paper.
 
     python -m mixmo_jax.main --config=configs/cifar10.py:cut_mixmo+cutmix
 

@@ -1,4 +1,4 @@
-"""WRN-28-10 on CIFAR-100, 300 epochs: the setting of the MixMo paper's tables 1 and 2.
+"""WRN-28-10 on CIFAR-100, 300 epochs: the setting of the MixMo paper.
 
     python -m mixmo_jax.main --config=configs/cifar100.py:cut_mixmo+cutmix
 

@@ -9,7 +9,7 @@ import ml_collections
 
 DEFAULT_METHOD = "cut_mixmo"
 
-# What each method changes, field by field. (MixMo paper, tables 1-3.)
+# What each method changes, field by field.
 _CUTMIX = {"msda.method": "cutmix"}
 _MIXMO = {"model.num_members": 2, "batch_repetitions": 4}
 METHODS = {
@@ -62,7 +62,18 @@ def get_config(method: str = DEFAULT_METHOD) -> ml_collections.ConfigDict:
 
     config.dataset = ml_collections.ConfigDict()
     config.dataset.name = "cifar100"
-    config.dataset.data_dir = ""  # where the data lies; "": the source's default
+    # A folder with the data, or the archive itself. "": where tensorflow-datasets keeps its own.
+    config.dataset.data_dir = ""
+    config.dataset.cache_dir = ""  # for decoded images; "": beside the data
+    # Share of the training images set apart, of every class, to select the best epoch. 0: none,
+    # the last epoch counts. The test images are never used for it.
+    config.dataset.validation_fraction = 0.0
+    config.dataset.split_seed = 0  # decides which images are set apart
+    # Where the training images lie: "device", "host" (sent ahead of every step), or "auto": on the
+    # device if they take less than a quarter of its memory.
+    config.dataset.placement = "auto"
+    config.dataset.image_size = 64  # image_folder: images are scaled and cropped to this
+    config.dataset.test_fraction = 0.2  # image_folder: taken out if there is no folder for testing
     config.dataset.crop_padding = 4  # random crops reach this many pixels over each edge
     config.dataset.flip = True  # random horizontal flips
     # Per channel, on the scale 0 to 1. (): measured on the training images.

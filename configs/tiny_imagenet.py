@@ -1,4 +1,4 @@
-"""PreActResNet-18 on Tiny ImageNet, 1200 epochs: the setting of the MixMo paper's table 3.
+"""PreActResNet-18 on Tiny ImageNet, 1200 epochs: the setting of the MixMo paper.
 
     python -m mixmo_jax.main --config=configs/tiny_imagenet.py --config.model.width=2
 

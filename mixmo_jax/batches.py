@@ -6,12 +6,23 @@ from collections.abc import Callable
 import flax.struct
 import jax
 import ml_collections
+import numpy as np
 
 from mixmo_jax.augment import crop_and_flip, normalize
 from mixmo_jax.datasets import Dataset, Split
 from mixmo_jax.mixing.mixmo import loss_weights, mixmo_masks, patch_probability
 from mixmo_jax.mixing.msda import mix_pixels, pixel_masks
 from mixmo_jax.sampling import BatchPlan, View, sample_batch_plan
+
+
+@flax.struct.dataclass
+class RawBatch:
+    """What a plan takes from the training set."""
+
+    images: jax.Array | np.ndarray  # [M, B, H, W, C] uint8
+    labels: jax.Array | np.ndarray  # [M, B] int32
+    partner_images: jax.Array | np.ndarray | None  # likewise, None without pixel mixing
+    partner_labels: jax.Array | np.ndarray | None
 
 
 @flax.struct.dataclass
@@ -24,8 +35,27 @@ class Batch:
     weights: jax.Array  # [M, B] float32, mean 1 over M
 
 
+def gather(data: Split, index: jax.Array, partner_index: jax.Array | None) -> RawBatch:
+    """Takes images out of a training set, on the device or on the host.
+
+    Args:
+      data: the training set.
+      index: [M, B] int32.
+      partner_index: likewise, or None.
+    """
+    partners = (None, None)
+    if partner_index is not None:
+        partners = (data.images[partner_index], data.labels[partner_index])
+    return RawBatch(data.images[index], data.labels[index], *partners)
+
+
+def indices(plan: BatchPlan) -> tuple[jax.Array, jax.Array | None]:
+    """The images a plan takes: [M, B] int32 for the views, likewise or None for the partners."""
+    return plan.view.index, None if plan.pixels is None else plan.pixels.partner.index
+
+
 def make_batch(
-    data: Split,
+    raw: RawBatch,
     plan: BatchPlan,
     *,
     num_classes: int,
@@ -40,7 +70,7 @@ def make_batch(
     """Carries out a plan.
 
     Args:
-      data: the training set, resident on the device.
+      raw: the images that the plan takes.
       plan: of the batch.
       num_classes: K.
       mean: per channel, on the scale 0 to 1.
@@ -52,15 +82,16 @@ def make_batch(
       stem_shape: (h, w) of the encoders' output.
     """
 
-    def look(view: View) -> tuple[jax.Array, jax.Array]:
-        images = crop_and_flip(data.images[view.index], view, crop_padding)
-        return normalize(images, mean, std), jax.nn.one_hot(data.labels[view.index], num_classes)
+    def look(images: jax.Array, labels: jax.Array, view: View) -> tuple[jax.Array, jax.Array]:
+        images = crop_and_flip(images, view, crop_padding)
+        return normalize(images, mean, std), jax.nn.one_hot(labels, num_classes)
 
-    images, targets = look(plan.view)
+    images, targets = look(raw.images, raw.labels, plan.view)
     masks = mixmo_masks(plan, block, stem_shape)
     if plan.pixels is not None:
         shares = pixel_masks(plan.pixels, msda_method, images.shape[2:4])
-        images, targets = mix_pixels(images, targets, *look(plan.pixels.partner), shares, masks)
+        partners = look(raw.partner_images, raw.partner_labels, plan.pixels.partner)
+        images, targets = mix_pixels(images, targets, *partners, shares, masks)
     return Batch(images, masks, targets, loss_weights(masks, root))
 
 
@@ -96,8 +127,8 @@ def make_plan_fn(config: ml_collections.ConfigDict, num_images: int) -> Callable
 
 def make_batch_fn(
     config: ml_collections.ConfigDict, dataset: Dataset, stem_shape: tuple[int, int]
-) -> Callable[[Split, BatchPlan], Batch]:
-    """Returns `batch(data, plan)`, which carries out plans as the config says."""
+) -> Callable[[RawBatch, BatchPlan], Batch]:
+    """Returns `batch(raw, plan)`, which carries out plans as the config says."""
     return functools.partial(
         make_batch,
         num_classes=dataset.num_classes,

@@ -1,5 +1,6 @@
 """Checkpoints of the training state, by orbax."""
 
+import math
 import pathlib
 from typing import TypeVar
 
@@ -43,3 +44,27 @@ class Checkpoints:
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), like
         )
         return self._manager.restore(step, args=ocp.args.StandardRestore(target))
+
+    def drop_after(self, step: int) -> None:
+        """Deletes the checkpoints of later steps."""
+        for later in [s for s in self._manager.all_steps() if s > step]:
+            self._manager.delete(later)
+
+
+class BestCheckpoint(Checkpoints):
+    """Keeps one state, that with the highest score, the later of equals.
+
+    Args:
+      folder: of the checkpoint.
+      score: of the state it holds.
+    """
+
+    def __init__(self, folder: pathlib.Path, score: float = -math.inf):
+        super().__init__(folder, max_to_keep=1)
+        self._score = score
+
+    def offer(self, step: int, state: State, score: float) -> None:
+        """Saves a state, unless its score is lower than that of the state held."""
+        if score >= self._score:
+            self.save(step, state)
+            self._score = score

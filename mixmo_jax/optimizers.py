@@ -3,7 +3,30 @@
 from collections.abc import Sequence
 
 import jax.numpy as jnp
+import ml_collections
 import optax
+
+
+def create_optimizer(
+    config: ml_collections.ConfigDict, steps_per_epoch: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Returns the optimiser and the learning rate as a function of the steps done."""
+    fields = config.optimizer
+    schedule = step_schedule(
+        learning_rate=fields.learning_rate,
+        warmup_steps=fields.warmup_steps,
+        decay_epochs=fields.decay_epochs,
+        decay_factor=fields.decay_factor,
+        batch_repetitions=config.batch_repetitions,
+        steps_per_epoch=steps_per_epoch,
+    )
+    tx = sgd(
+        schedule,
+        momentum=fields.momentum,
+        nesterov=fields.nesterov,
+        weight_decay=fields.weight_decay,
+    )
+    return tx, schedule
 
 
 def step_schedule(

@@ -16,7 +16,7 @@ _MEMBER_COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple
 
 
 def learning_curves(file: pathlib.Path, lines: Sequence[dict]) -> None:
-    """Draws loss and test accuracy over the epochs.
+    """Draws loss and test (or validation) accuracy over the epochs.
 
     Args:
       file: PNG to write.
@@ -26,14 +26,16 @@ def learning_curves(file: pathlib.Path, lines: Sequence[dict]) -> None:
     left, right = figure.subplots(1, 2)
     left.plot([line["epoch"] for line in lines], [line["loss"] for line in lines])
     left.set(xlabel="epoch", ylabel="training loss (sum over members, nats)")
-    tested = [line for line in lines if "test" in line]
-    epochs = [line["epoch"] for line in tested]
-    for name in sorted(tested[0]["test"]) if tested else ():
+    held_out = "validation" if any("validation" in line for line in lines) else "test"
+    scored = [line for line in lines if held_out in line]
+    epochs = [line["epoch"] for line in scored]
+    for name in sorted(scored[0][held_out]) if scored else ():
         if name == "accuracy" or (name.startswith("accuracy_member") and name[-1].isdigit()):
             style = {"lw": 2} if name == "accuracy" else {"lw": 1, "ls": "--"}
             label = "ensemble" if name == "accuracy" else f"member {name[15:]}"
-            right.plot(epochs, [100 * line["test"][name] for line in tested], label=label, **style)
-    right.set(xlabel="epoch", ylabel="test accuracy (%)")
+            values = [100 * line[held_out][name] for line in scored]
+            right.plot(epochs, values, label=label, **style)
+    right.set(xlabel="epoch", ylabel=f"{held_out} accuracy (%)")
     right.legend()
     for axis in (left, right):
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -92,13 +94,15 @@ def training_inputs(
             _show(mask_axis, masks[member], title, colour)
         scale = [p // m for p, m in zip(pixels.shape[1:3], masks.shape[1:3], strict=True)]
         shown = masks.repeat(scale[0], axis=1).repeat(scale[1], axis=2)
-        _show(axes[-1], (shown * pixels).sum(0), "images mixed by masks", "black")
+        mixed = np.clip((shown * pixels).sum(0), 0, 1)
+        _show(axes[-1], mixed, "images mixed by masks", "black")
     figure.savefig(file, dpi=80)
 
 
 def _describe(target, dataset):
     classes = [k for k in np.argsort(-target)[:2] if target[k] > 0.005]
-    return "\n".join(f"{dataset.class_names[k]}: {target[k]:.2f}" for k in classes)
+    names = [dataset.class_names[k].partition(",")[0][:16] for k in classes]  # the first synonym
+    return "\n".join(f"{name}: {target[k]:.2f}" for name, k in zip(names, classes, strict=True))
 
 
 def _show(axis, image, title, colour):

@@ -68,12 +68,14 @@ class Progress:
         now = time.monotonic()
         left = (now - self._epoch_start) * (self._num_epochs - line["epoch"])
         self._epoch_start = now
-        accuracy = f"{100 * line['test']['accuracy']:.2f} %" if "test" in line else "-"
-        self._show(loss=f"{line['loss']:.3f}", rate=f"{line['learning_rate']:.2g}", test=accuracy)
+        name = "validation" if "validation" in line else "test"
+        accuracy = f"{100 * line[name]['accuracy']:.2f} %" if name in line else "-"
+        self._show(loss=f"{line['loss']:.3f}", rate=f"{line['learning_rate']:.2g}")
+        self._show(**{name: accuracy})
         if self._bar.disable:
             print(
                 f"epoch {line['epoch']}/{self._num_epochs}  loss {line['loss']:.3f}"
-                f"  test accuracy {accuracy}  rate {line['learning_rate']:.2g}"
+                f"  {name} accuracy {accuracy}  rate {line['learning_rate']:.2g}"
                 f"  {line['images_per_second']:,.0f} images/s"
                 f"  {datetime.timedelta(seconds=round(left))} left",
                 flush=True,

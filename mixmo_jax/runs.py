@@ -1,13 +1,16 @@
 """A run from its config to its pictures, and from its folder to its scores."""
 
+import contextlib
+import math
 import pathlib
 
 import jax
 import ml_collections
 import numpy as np
 
-from mixmo_jax import datasets, metrics, plots, reporting, sampling, workdir
-from mixmo_jax.checkpoints import Checkpoints
+from mixmo_jax import batches, datasets, metrics, plots, reporting, sampling, workdir
+from mixmo_jax.checkpoints import BestCheckpoint, Checkpoints
+from mixmo_jax.datasets import Dataset
 from mixmo_jax.errors import InputError
 from mixmo_jax.train import Trainer, TrainState
 
@@ -26,8 +29,10 @@ def train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, 
       InputError: whatever is wrong with config, data or folder; nothing is written then.
       FloatingPointError: if the loss is not finite.
     """
-    trainer = Trainer(config, datasets.load(config.dataset))
-    workdir.open_run(folder, config)
+    workdir.check_run(folder, config)
+    trainer = _create_trainer(config, folder)
+    workdir.open_run(folder, config, trainer.dataset)
+    print(_describe(config, trainer.dataset))
     state = trainer.create_state()
     with Checkpoints(folder / workdir.CHECKPOINTS) as checkpoints:
         if checkpoints.latest_step is not None:
@@ -38,10 +43,38 @@ def train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, 
         else:
             print(f"{folder}: " + (f"resuming after epoch {epochs_done}" if epochs_done else "new"))
             _draw_training_inputs(trainer, state.key, folder)
-            with workdir.MetricsLog(folder, epochs_done) as log:
-                state = trainer.train(state, checkpoints, log)
+            with (
+                workdir.MetricsLog(folder, epochs_done) as log,
+                _best_checkpoint(trainer, folder, epochs_done) as best,
+            ):
+                state = trainer.train(state, checkpoints, log, best)
     plots.learning_curves(folder / "learning_curves.png", workdir.read_metrics(folder))
     return _evaluate(trainer, state, folder)
+
+
+def _create_trainer(config: ml_collections.ConfigDict, folder: pathlib.Path) -> Trainer:
+    return Trainer(config, workdir.with_kept_facts(folder, datasets.load(config.dataset)))
+
+
+def _describe(config: ml_collections.ConfigDict, dataset: Dataset) -> str:
+    splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
+    counts = [f"{len(split):,} {name}" for name, split in splits.items() if split is not None]
+    return f"{config.dataset.name}: {', '.join(counts)} images, {dataset.num_classes} classes"
+
+
+def _best_checkpoint(trainer: Trainer, folder: pathlib.Path, epochs_done: int):
+    """The checkpoint of the best epoch so far, if there is a validation split to choose it by."""
+    if trainer.dataset.validation is None:
+        return contextlib.nullcontext()
+    lines = workdir.read_metrics(folder)
+    scores = [
+        line["validation"]["accuracy"]
+        for line in lines
+        if "validation" in line and line["epoch"] <= epochs_done
+    ]
+    best = BestCheckpoint(folder / workdir.BEST, max(scores, default=-math.inf))
+    best.drop_after(epochs_done * trainer.steps_per_epoch)
+    return best
 
 
 def evaluate(folder: pathlib.Path) -> dict[str, float]:
@@ -54,7 +87,7 @@ def evaluate(folder: pathlib.Path) -> dict[str, float]:
       InputError: if there is no finished run in the folder.
     """
     config = workdir.read_config(folder)
-    trainer = Trainer(config, datasets.load(config.dataset))
+    trainer = _create_trainer(config, folder)
     if not (folder / workdir.CHECKPOINTS).is_dir():
         raise InputError(f"workdir={folder}: has no checkpoint; train it first")
     with Checkpoints(folder / workdir.CHECKPOINTS) as checkpoints:
@@ -67,16 +100,23 @@ def evaluate(folder: pathlib.Path) -> dict[str, float]:
 
 
 def _evaluate(trainer: Trainer, state: TrainState, folder: pathlib.Path) -> dict[str, float]:
-    """Scores a trained state on the test split, writes and prints it."""
+    """Scores a trained state on the test split, writes and prints it.
+
+    With a validation split it is not the last state but the best one.
+    """
     config, test = trainer.config, trainer.dataset.test
+    if trainer.dataset.validation is not None:
+        with Checkpoints(folder / workdir.BEST) as best:
+            state = best.restore(best.latest_step, jax.eval_shape(trainer.create_state))
+    epoch = int(state.step) // trainer.steps_per_epoch
     scores, logits = trainer.score(state.variables, test)
     log_probs = metrics.ensemble_log_probs(logits, config.evaluation.ensemble)
     plots.reliability_diagram(folder / "reliability.png", np.exp(log_probs), test.labels)
     title = f"{config.dataset.name}, {config.method}, seed {config.seed}"
-    print(f"\n{title}: {len(test):,} test images after {config.num_epochs} epochs")
+    which = "the last" if trainer.dataset.validation is None else "the best in validation"
+    print(f"\n{title}: {len(test):,} test images, epoch {epoch} ({which})")
     print(reporting.score_table(scores))
-    results = {"epoch": config.num_epochs, "test_images": len(test), "scores": scores}
-    workdir.write_results(folder, results)
+    workdir.write_results(folder, {"epoch": epoch, "test_images": len(test), "scores": scores})
     return scores
 
 
@@ -86,5 +126,6 @@ def _draw_training_inputs(trainer: Trainer, key: jax.Array, folder: pathlib.Path
     order = sampling.epoch_order(key, 1, len(data))
     plan = trainer.plan_fn(key, 0, order)
     kinds = (True, False) if config.mixmo.block != "linear" else (False,)
-    drawn = [trainer.batch_fn(data, plan.replace(use_patch=np.bool_(kind))) for kind in kinds]
+    raw = batches.gather(data, *jax.device_get(batches.indices(plan)))
+    drawn = [trainer.batch_fn(raw, plan.replace(use_patch=np.bool_(kind))) for kind in kinds]
     plots.training_inputs(folder / "training_inputs.png", drawn, trainer.dataset)

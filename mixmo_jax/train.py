@@ -1,5 +1,6 @@
 """Training: the state, the step, the one pmap, the loop."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 
@@ -10,8 +11,9 @@ import ml_collections
 import numpy as np
 import optax
 
-from mixmo_jax import batches, devices, evaluate, losses, optimizers, sampling
-from mixmo_jax.checkpoints import Checkpoints
+from mixmo_jax import batches, devices, evaluate, losses, optimizers, sampling, streaming
+from mixmo_jax.batches import RawBatch
+from mixmo_jax.checkpoints import BestCheckpoint, Checkpoints
 from mixmo_jax.datasets import Dataset, Split
 from mixmo_jax.devices import AXIS
 from mixmo_jax.errors import invalid
@@ -64,25 +66,33 @@ def create_train_state(
 
 
 def make_train_step(
-    model: MixMoNet, tx: optax.GradientTransformation, plan_fn: Callable, batch_fn: Callable
-) -> Callable[[TrainState, Split, jax.Array], tuple[TrainState, jax.Array]]:
+    model: MixMoNet,
+    tx: optax.GradientTransformation,
+    plan_fn: Callable,
+    batch_fn: Callable,
+    *,
+    streamed: bool = False,
+) -> Callable[[TrainState, Split | RawBatch, jax.Array], tuple[TrainState, jax.Array]]:
     """Returns the training step of one device among those mapped over the axis `AXIS`.
 
     Args:
       model: the network, built with `axis_name=AXIS`.
       tx: the optimiser.
       plan_fn: `(key, step, order) → BatchPlan` of the whole batch.
-      batch_fn: `(data, plan) → Batch`.
+      batch_fn: `(raw, plan) → Batch`.
+      streamed: whether the images of a step come with it; or the training set is on the device.
 
     Returns:
-      `train_step(state, data, order) → (state, loss)`: data is the training set, order the
-      epoch's [N] int32 random order of it, loss the mean over the whole batch, [] float32.
+      `train_step(state, data, order) → (state, loss)`: data is the training set, or if streamed
+      this device's part of the step's `RawBatch`; order the epoch's [N] int32 random order of the
+      training set; loss the mean over the whole batch, [] float32.
     """
 
     def train_step(state: TrainState, data: Split, order: jax.Array):
         plan = plan_fn(state.key, state.step, order)
         plan = sampling.shard(plan, jax.lax.axis_index(AXIS), jax.lax.psum(1, AXIS))
-        batch = batch_fn(data, plan)
+        raw = data if streamed else batches.gather(data, *batches.indices(plan))
+        batch = batch_fn(raw, plan)
 
         def loss_fn(params):
             variables = {"params": params, "batch_stats": state.batch_stats}
@@ -107,62 +117,48 @@ def make_train_step(
     return train_step
 
 
-def make_update_fn(train_step: Callable) -> Callable:
+def make_update_fn(train_step: Callable, *, streamed: bool = False) -> Callable:
     """Maps a training step over the local devices, and over steps.
+
+    Args:
+      train_step: see `make_train_step`.
+      streamed: likewise.
 
     Returns:
       `update(state, data, order, num_steps) → (state, losses)`: state replicated along a leading
-      device axis and donated, data and order the same on all devices, losses
-      [devices, num_steps]. Several steps are one scan on the device.
+      device axis and donated; data and order the same on all devices, but if streamed data are
+      `RawBatch`es, [devices, num_steps, …]; losses [devices, num_steps]. Several steps are one
+      scan on the device.
     """
 
-    def update(state: TrainState, data: Split, order: jax.Array, num_steps: int):
+    def update(state: TrainState, data: Split | RawBatch, order: jax.Array, num_steps: int):
+        def step(state: TrainState, raw: RawBatch | None):
+            return train_step(state, raw if streamed else data, order)
+
+        steps = data if streamed else None
         if num_steps == 1:
-            state, loss = train_step(state, data, order)
+            state, loss = step(state, jax.tree.map(lambda x: x[0], steps))
             return state, loss[None]
-        return jax.lax.scan(lambda s, _: train_step(s, data, order), state, length=num_steps)
+        return jax.lax.scan(step, state, steps, length=num_steps)
 
     return jax.pmap(
         update,
         axis_name=AXIS,
-        in_axes=(0, None, None, None),
+        in_axes=(0, 0 if streamed else None, None, None),
         static_broadcasted_argnums=3,
         donate_argnums=0,
     )
 
 
-def call_lengths(steps: int, steps_per_call: int) -> Iterator[int]:
-    """Cuts an epoch into calls of at most `steps_per_call` steps (0: by the backend).
+def call_lengths(steps: int, limit: int) -> Iterator[int]:
+    """Cuts an epoch into calls of at most `limit` steps.
 
     Equal calls if there is a divisor between the limit and its half: each length is compiled.
     """
-    limit = steps_per_call or (1 if jax.default_backend() == "cpu" else 100)
     divisors = [n for n in range(limit, limit // 2, -1) if steps % n == 0]
     length = divisors[0] if divisors else min(limit, steps)
     for start in range(0, steps, length):
         yield min(length, steps - start)
-
-
-def create_optimizer(
-    config: ml_collections.ConfigDict, steps_per_epoch: int
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Returns the optimiser and the learning rate as a function of the steps done."""
-    fields = config.optimizer
-    schedule = optimizers.step_schedule(
-        learning_rate=fields.learning_rate,
-        warmup_steps=fields.warmup_steps,
-        decay_epochs=fields.decay_epochs,
-        decay_factor=fields.decay_factor,
-        batch_repetitions=config.batch_repetitions,
-        steps_per_epoch=steps_per_epoch,
-    )
-    tx = optimizers.sgd(
-        schedule,
-        momentum=fields.momentum,
-        nesterov=fields.nesterov,
-        weight_decay=fields.weight_decay,
-    )
-    return tx, schedule
 
 
 class Trainer:
@@ -183,10 +179,11 @@ class Trainer:
             raise invalid("batch_size", config.batch_size, f"at most {most} with this data set")
         self.config, self.dataset = config, dataset
         self.model = create_model(config.model, dataset.num_classes, AXIS)
-        self.tx, self.schedule = create_optimizer(config, self.steps_per_epoch)
+        self.tx, self.schedule = optimizers.create_optimizer(config, self.steps_per_epoch)
         self.plan_fn = batches.make_plan_fn(config, len(dataset.train))
         stem_shape = self.model.stem_shape(*dataset.image_shape[:2])
         self.batch_fn = batches.make_batch_fn(config, dataset, stem_shape)
+        self.streamed = streaming.is_streamed(config.dataset.placement, dataset.train.nbytes)
         self.score = evaluate.make_score_fn(
             self.model,
             dataset,
@@ -198,26 +195,40 @@ class Trainer:
         """Returns the state before the first step."""
         return create_train_state(self.config.seed, self.model, self.tx, self.dataset.image_shape)
 
-    def train(self, state: TrainState, checkpoints: Checkpoints, log: MetricsLog) -> TrainState:
+    def train(
+        self,
+        state: TrainState,
+        checkpoints: Checkpoints,
+        log: MetricsLog,
+        best: BestCheckpoint | None = None,
+    ) -> TrainState:
         """Trains from a state to the end of the last epoch.
+
+        Every epoch is scored on the validation split; without one, on the test split.
+
+        Args:
+          state: of any number of whole epochs.
+          checkpoints: of the run.
+          log: of the run.
+          best: takes the state with the best validation accuracy.
 
         Raises:
           FloatingPointError: if the loss is not finite.
         """
         config, steps = self.config, self.steps_per_epoch
-        update = make_update_fn(make_train_step(self.model, self.tx, self.plan_fn, self.batch_fn))
-        order_fn = jax.jit(sampling.epoch_order, static_argnums=2)
-        data = devices.place(self.dataset.train)
-        key, first = state.key, int(state.step) // steps + 1
+        update, feed = self._make_update_and_feed(state.key)
+        name, held_out = "test", self.dataset.test
+        if self.dataset.validation is not None:
+            name, held_out = "validation", self.dataset.validation
+        first = int(state.step) // steps + 1
         state = devices.replicate(state)
         with Progress(
             config.num_epochs, steps, config.batch_size, self.schedule, first
         ) as progress:
             for epoch in range(first, config.num_epochs + 1):
                 start, epoch_losses = time.perf_counter(), []
-                order = devices.place(order_fn(key, epoch, len(self.dataset.train)))
-                for length in call_lengths(steps, config.steps_per_call):
-                    state, call_losses = update(state, data, order, length)
+                for data, order, num_steps in feed(epoch):
+                    state, call_losses = update(state, data, order, num_steps)
                     epoch_losses.append(call_losses)
                     progress.update(call_losses)
                 loss = float(np.concatenate(jax.device_get(epoch_losses), axis=1)[0].mean())
@@ -238,9 +249,34 @@ class Trainer:
                 last = epoch == config.num_epochs
                 saved = devices.unreplicate(state)
                 if last or epoch % config.evaluation.every_epochs == 0:
-                    line["test"], _ = self.score(saved.variables, self.dataset.test)
+                    line[name], _ = self.score(saved.variables, held_out)
                 log.write(line)
                 progress.end_epoch(line)
+                if best is not None and name in line:
+                    best.offer(epoch * steps, saved, line[name]["accuracy"])
                 if last or epoch % config.checkpoint_every_epochs == 0:
                     checkpoints.save(epoch * steps, saved)
         return devices.unreplicate(state)
+
+    def _make_update_and_feed(self, key: jax.Array) -> tuple[Callable, Callable]:
+        """Returns the update function, and `feed(epoch)`, its arguments for every call."""
+        train, steps = self.dataset.train, self.steps_per_epoch
+        step = make_train_step(
+            self.model, self.tx, self.plan_fn, self.batch_fn, streamed=self.streamed
+        )
+        order_fn = jax.jit(sampling.epoch_order, static_argnums=2)
+        # Convolutions inside a loop are many times slower on CPU.
+        limit = 1 if jax.default_backend() == "cpu" else 20 if self.streamed else 100
+        lengths = list(call_lengths(steps, self.config.steps_per_call or limit))
+        if self.streamed:
+            stream = streaming.make_stream_fn(self.plan_fn, train, steps)
+        else:
+            resident = devices.place(train.in_memory())
+
+        def feed(epoch: int) -> Iterator[tuple[Split | RawBatch, jax.Array, int]]:
+            order = devices.place(order_fn(key, epoch, len(train)))
+            parts = stream(key, epoch, lengths) if self.streamed else itertools.repeat(resident)
+            for length, data in zip(lengths, parts, strict=False):
+                yield data, order, length
+
+        return make_update_fn(step, streamed=self.streamed), feed

@@ -9,34 +9,71 @@ import ml_collections
 import tensorboardX
 
 from mixmo_jax import config as config_lib
+from mixmo_jax.datasets import Dataset
 from mixmo_jax.errors import InputError
 
-CONFIG, METRICS, RESULTS, CHECKPOINTS = (
-    "config.json",
-    "metrics.jsonl",
-    "results.json",
-    "checkpoints",
-)
+CONFIG, DATASET, METRICS, RESULTS = "config.json", "dataset.json", "metrics.jsonl", "results.json"
+CHECKPOINTS, BEST = "checkpoints", "best_checkpoint"
 
 # Fields that may differ between the sessions of one run: they do not change what is computed.
-_NEUTRAL_FIELDS = {"dataset.data_dir", "steps_per_call", "checkpoint_every_epochs"}
+_NEUTRAL_FIELDS = {
+    "dataset.data_dir",
+    "dataset.cache_dir",
+    "dataset.placement",
+    "steps_per_call",
+    "checkpoint_every_epochs",
+}
 
 
-def open_run(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
-    """Makes the folder a run's, or finds that it is this run's already.
-
-    Raises:
-      InputError: if it holds a run of another config or something else, or cannot be written.
-    """
+def check_run(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Raises `InputError` if the folder holds a run of another config, or something else."""
     try:
         if (folder / CONFIG).exists():
             _compare(folder, read_config(folder), config)
         elif folder.exists() and any(f.name[0] != "." for f in folder.iterdir()):
             raise InputError(f"workdir={folder}: expected a run or an empty folder")
+    except OSError as error:
+        raise InputError(f"workdir={folder}: cannot be read: {error.strerror}") from None
+
+
+def open_run(folder: pathlib.Path, config: ml_collections.ConfigDict, dataset: Dataset) -> None:
+    """Makes the folder a run's, or finds that it is this run's already.
+
+    Raises:
+      InputError: if it cannot be written, or see `check_run`.
+    """
+    check_run(folder, config)
+    facts = {
+        "image_shape": dataset.image_shape,
+        "class_names": dataset.class_names,
+        "mean": dataset.mean,
+        "std": dataset.std,
+    }
+    try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / CONFIG, config_lib.to_json(config))
+        write_text(folder / DATASET, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise InputError(f"workdir={folder}: cannot be written: {error.strerror}") from None
+
+
+def with_kept_facts(folder: pathlib.Path, dataset: Dataset) -> Dataset:
+    """Returns the data set with the mean and standard deviation that its run began with.
+
+    Raises:
+      InputError: if the run began with images of another shape or with other classes.
+    """
+    if not (folder / DATASET).exists():
+        return dataset
+    try:
+        facts = json.loads((folder / DATASET).read_text())
+        kept = {name: tuple(facts[name]) for name in ("image_shape", "class_names", "mean", "std")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / DATASET}: cannot be read: {error}") from None
+    for name in ("image_shape", "class_names"):
+        if kept[name] != tuple(getattr(dataset, name)):
+            raise InputError(f"workdir={folder}: its run began with data of another {name}")
+    return dataset.replace(mean=kept["mean"], std=kept["std"])
 
 
 def read_config(folder: pathlib.Path) -> ml_collections.ConfigDict:

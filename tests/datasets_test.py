@@ -1,4 +1,6 @@
-"""Data sources."""
+"""What all data sources have in common, and the digits."""
+
+import collections
 
 import numpy as np
 import pytest
@@ -6,6 +8,7 @@ import pytest
 from mixmo_jax import config as config_lib
 from mixmo_jax import datasets
 from mixmo_jax.augment import normalize
+from mixmo_jax.datasets.dataset import Rows, Split, stratified_split
 from mixmo_jax.errors import InputError
 
 
@@ -14,13 +17,32 @@ def config():
     return config_lib.parse("digits")[1].dataset
 
 
+def make_split(counts: list[int], shape: tuple[int, ...] = (2, 2, 1), seed: int = 0) -> Split:
+    """Images of noise, `counts[k]` of class k, in random order."""
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.repeat(np.arange(len(counts)), counts)).astype(np.int32)
+    return Split(rng.integers(0, 256, (len(labels), *shape), dtype=np.uint8), labels)
+
+
+@pytest.fixture
+def source(monkeypatch):
+    """Makes the digits something else."""
+
+    def replace(splits: dict[str, Split], class_names: list[str]) -> None:
+        monkeypatch.setattr(datasets.digits, "load", lambda: (dict(splits), class_names))
+
+    return replace
+
+
 def test_digits(config):
     data = datasets.load(config)
     assert data.train.images.shape == (1437, 8, 8, 1)
     assert data.test.images.shape == (360, 8, 8, 1)
+    assert data.validation is None
     assert data.train.images.dtype == np.uint8
     assert (data.train.images.min(), data.train.images.max()) == (0, 255)
     assert data.class_names == tuple("0123456789")
+    assert (data.num_classes, data.image_shape) == (10, (8, 8, 1))
     # Stratified: every class has a fifth of its images in the test split.
     train, test = np.bincount(data.train.labels), np.bincount(data.test.labels)
     np.testing.assert_allclose(test / (train + test), 0.2, atol=0.004)
@@ -29,9 +51,11 @@ def test_digits(config):
     assert len(np.unique(both, axis=0)) == 1797
 
 
-def test_digits_are_always_split_alike(config):
-    first, second = datasets.load(config), datasets.load(config)
-    np.testing.assert_array_equal(first.test.images, second.test.images)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_digits_are_always_split_alike(config, seed):
+    first = datasets.load(config)
+    config.split_seed = seed
+    np.testing.assert_array_equal(first.test.images, datasets.load(config).test.images)
 
 
 def test_measured_statistics(config):
@@ -41,19 +65,224 @@ def test_measured_statistics(config):
     assert abs(images.std() - 1) < 1e-5
 
 
+@pytest.mark.parametrize("count", [3, 4096, 5000])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_statistics_are_those_of_each_channel(config, source, count, channels):
+    train = make_split([count], (2, 3, channels))
+    train.images[..., 0] //= 3
+    source({"train": train, "test": make_split([2], (2, 3, channels))}, ["a"])
+    data = datasets.load(config)
+    pixels = train.images / 255
+    np.testing.assert_allclose(data.mean, pixels.mean((0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(data.std, pixels.std((0, 1, 2)), rtol=1e-12)
+    assert all(type(number) is float for number in data.mean + data.std)
+
+
+def test_statistics_are_of_the_images_that_train(config):
+    config.validation_fraction = 0.5
+    data = datasets.load(config)
+    pixels = np.asarray(data.train.images) / 255
+    np.testing.assert_allclose(data.mean, pixels.mean((0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(data.std, pixels.std((0, 1, 2)), rtol=1e-12)
+
+
 def test_given_statistics(config):
     config.mean, config.std = (0.5,), (0.25,)
     data = datasets.load(config)
     assert (data.mean, data.std) == ((0.5,), (0.25,))
 
 
-def test_wrong_number_of_channels(config):
-    config.std = (0.5, 0.5, 0.5)
-    with pytest.raises(InputError, match=r"dataset.std=.*: expected 1 values, one per channel"):
+def test_one_of_the_statistics_may_be_given(config):
+    measured = datasets.load(config)
+    config.std = (0.25,)
+    data = datasets.load(config)
+    assert (data.mean, data.std) == (measured.mean, (0.25,))
+
+
+@pytest.mark.parametrize("field", ["mean", "std"])
+def test_wrong_number_of_channels(config, field):
+    config[field] = (0.5, 0.5, 0.5)
+    message = rf"^dataset\.{field}=\(0\.5, 0\.5, 0\.5\): expected 1 values, one per channel$"
+    with pytest.raises(InputError, match=message):
         datasets.load(config)
+
+
+def test_flat_images_have_no_deviation(config, source):
+    train = make_split([4, 4])
+    train.images[:] = 7
+    source({"train": train, "test": make_split([1, 1])}, ["a", "b"])
+    with pytest.raises(InputError, match="a channel of the training images is flat"):
+        datasets.load(config)
+    config.std = (1.0,)
+    assert datasets.load(config).mean == (pytest.approx(7 / 255),)
 
 
 def test_unknown_source(config):
     config.name = "imagenet"
-    with pytest.raises(InputError, match=r"dataset.name='imagenet': expected one of digits"):
+    known = "digits, cifar10, cifar100, tiny_imagenet, image_folder"
+    with pytest.raises(InputError, match=rf"^dataset\.name='imagenet': expected one of {known}$"):
         datasets.load(config)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "tiny_imagenet", "image_folder"])
+def test_every_source_of_files_has_a_config(name):
+    assert config_lib.parse(name)[1].dataset.name == name
+
+
+GOOD = make_split([3, 3])
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (GOOD.images.astype(np.float32), GOOD.labels, r"images are float32\(6, 2, 2, 1\)"),
+        (GOOD.images[..., 0], GOOD.labels, r"images are uint8\(6, 2, 2\)"),
+        (GOOD.images.repeat(2, -1), GOOD.labels, r"images are uint8\(6, 2, 2, 2\)"),
+        (GOOD.images, GOOD.labels[:5], r"6 images, but labels \(5,\)"),
+        (GOOD.images, GOOD.labels[:, None], r"6 images, but labels \(6, 1\)"),
+        (GOOD.images[:0], GOOD.labels[:0], r"0 images, but labels \(0,\)"),
+        (GOOD.images, GOOD.labels - 1, "a label -1, but 2 classes"),
+        (GOOD.images, GOOD.labels + 1, "a label 2, but 2 classes"),
+    ],
+)
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_what_a_source_must_not_give(config, source, name, images, labels, message):
+    source({"train": GOOD, "test": GOOD, name: Split(images, labels)}, ["a", "b"])
+    with pytest.raises(InputError, match=f"^digits: {name}: {message}"):
+        datasets.load(config)
+
+
+def test_a_class_that_is_never_trained(config, source):
+    source({"train": make_split([3, 0, 3, 0]), "test": GOOD}, list("abcd"))
+    with pytest.raises(InputError, match=r"^digits: train: no image of 2 of the classes$"):
+        datasets.load(config)
+
+
+def identities(split: Split) -> list[bytes]:
+    return [image.tobytes() for image in np.asarray(split.images)]
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.1, 0.25, 0.5, 0.9])
+def test_a_stratified_split_takes_a_fraction_of_every_class(fraction):
+    split = make_split([40, 7, 2, 100])
+    stays, taken = stratified_split(split, fraction, 0)
+    total, taken_counts = np.bincount(split.labels), np.bincount(taken.labels, minlength=4)
+    np.testing.assert_array_equal(taken_counts + np.bincount(stays.labels), total)
+    expected = np.clip([round(fraction * n) for n in total], 1, total - 1)
+    np.testing.assert_array_equal(taken_counts, expected)
+
+
+def test_a_stratified_split_uses_every_image_once_in_order():
+    split = make_split([30, 20])
+    everything = identities(split)
+    places = [[everything.index(i) for i in identities(s)] for s in stratified_split(split, 0.3, 0)]
+    assert [sorted(p) for p in places] == places
+    assert sorted(place for part in places for place in part) == list(range(50))
+    for part, place in zip(stratified_split(split, 0.3, 0), places, strict=True):
+        np.testing.assert_array_equal(part.labels, split.labels[place])
+
+
+def test_the_seed_decides_what_is_taken():
+    split = make_split([30, 20])
+    taken = [identities(stratified_split(split, 0.3, seed)[1]) for seed in (0, 0, 1)]
+    assert taken[0] == taken[1] != taken[2]
+
+
+def test_a_single_image_of_a_class_stays():
+    stays, taken = stratified_split(make_split([1, 5]), 0.9, 0)
+    assert np.bincount(stays.labels).tolist() == [1, 1]
+    assert np.bincount(taken.labels).tolist() == [0, 4]
+
+
+def test_a_part_of_the_images_for_training_can_be_set_apart(config):
+    whole = datasets.load(config)
+    config.validation_fraction = 0.1
+    data = datasets.load(config)
+    np.testing.assert_array_equal(data.test.images, whole.test.images)
+    parts = collections.Counter(identities(data.train) + identities(data.validation))
+    assert parts == collections.Counter(identities(whole.train))
+    share = np.bincount(data.validation.labels) / np.bincount(whole.train.labels)
+    np.testing.assert_allclose(share, 0.1, atol=0.005)
+
+
+def test_the_seed_decides_what_is_set_apart(config):
+    config.validation_fraction = 0.1
+    apart = []
+    for seed in (0, 0, 1):
+        config.split_seed = seed
+        apart.append(identities(datasets.load(config).validation))
+    assert apart[0] == apart[1] != apart[2]
+
+
+def test_training_validation_and_test_are_disjoint_when_all_are_split(config, source):
+    whole = make_split([50, 30])
+    source({"train": whole}, ["a", "b"])
+    config.validation_fraction = config.test_fraction = 0.2
+    data = datasets.load(config)
+    parts = [identities(s) for s in (data.train, data.validation, data.test)]
+    assert [len(p) for p in parts] == [51, 13, 16]
+    assert sorted(image for part in parts for image in part) == sorted(identities(whole))
+
+
+def test_validation_does_not_change_the_test_split(config, source):
+    source({"train": make_split([50, 30])}, ["a", "b"])
+    before = identities(datasets.load(config).test)
+    config.validation_fraction = 0.3
+    assert identities(datasets.load(config).test) == before
+
+
+ARRAY = np.arange(5 * 2 * 3).reshape(5, 2, 3).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        0,
+        -1,
+        np.int64(2),
+        slice(None),
+        slice(1, 3),
+        slice(2, 100),
+        slice(0, 0),
+        np.array([2, 0, 0]),
+        np.array([[0, 1], [2, 3]]),
+        np.array([], int),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("numbers", [[3, 0, 4, 4], [0, 1, 2, 3]], ids=str)
+def test_rows_are_indexed_like_an_array(numbers, index):
+    rows = Rows(ARRAY, np.array(numbers))
+    np.testing.assert_array_equal(rows[index], ARRAY[numbers][index])
+
+
+def test_rows_look_like_an_array():
+    rows = Rows(ARRAY, np.array([3, 0, 4, 4]))
+    assert (len(rows), rows.shape, rows.dtype) == (4, (4, 2, 3), np.uint8)
+    np.testing.assert_array_equal(np.asarray(rows), ARRAY[[3, 0, 4, 4]])
+    assert np.asarray(rows, np.float32).dtype == np.float32
+    assert [row.tolist() for row in rows] == ARRAY[[3, 0, 4, 4]].tolist()
+
+
+def test_an_index_beyond_the_rows():
+    with pytest.raises(IndexError):
+        Rows(ARRAY, np.array([3, 0]))[2]
+
+
+def test_a_subset_of_a_subset_shares_the_images():
+    split = Split(ARRAY[..., None], np.arange(5, dtype=np.int32))
+    subset = split.subset(np.array([4, 2, 0])).subset(np.array([2, 0]))
+    assert len(subset) == 2 and subset.nbytes == 12
+    assert subset.labels.tolist() == [0, 4]
+    np.testing.assert_array_equal(subset.images, ARRAY[[0, 4], ..., None])
+    split.images[4] = 99  # no copy was made
+    assert np.asarray(subset.images)[1].tolist() == np.full((2, 3, 1), 99).tolist()
+
+
+def test_a_subset_in_memory_is_an_array_of_its_own():
+    split = Split(ARRAY[..., None].copy(), np.arange(5, dtype=np.int32))
+    kept = split.subset(np.array([4, 2])).in_memory()
+    split.images[:] = 0
+    assert isinstance(kept.images, np.ndarray)
+    np.testing.assert_array_equal(kept.images, ARRAY[[4, 2], ..., None])
+    assert kept.labels.tolist() == [4, 2]

@@ -1,5 +1,6 @@
 """Training: the same steps on any number of devices, in any grouping, across interruptions."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -12,8 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mixmo_jax import (
+    batches,
+    datasets,
+    devices,
+    evaluate,
+    reporting,
+    runs,
+    sampling,
+    streaming,
+    workdir,
+)
 from mixmo_jax import config as config_lib
-from mixmo_jax import datasets, devices, runs, sampling, workdir
 from mixmo_jax.checkpoints import Checkpoints
 from mixmo_jax.errors import InputError
 from mixmo_jax.train import Trainer, call_lengths, make_train_step, make_update_fn
@@ -78,6 +89,99 @@ def test_scan_equals_single_steps(dataset):
     scanned, scanned_losses = run_steps(trainer, [3, 1])
     np.testing.assert_allclose(scanned_losses, single_losses, rtol=1e-5)
     chex.assert_trees_all_close(scanned.params, single.params, rtol=1e-4, atol=1e-6)
+
+
+def read_batches(trainer, epoch):
+    """What the network is fed in an epoch, gathered as the trainer says."""
+    key = jax.random.key(0)
+    _, feed = trainer._make_update_and_feed(key)
+
+    @jax.jit
+    def make_batch(data, order, step):
+        plan = trainer.plan_fn(key, step, order)
+        if trainer.streamed:
+            raw = jax.tree.map(lambda x: x[0, 0], data)
+        else:
+            raw = batches.gather(data, *batches.indices(plan))
+        return trainer.batch_fn(raw, plan)
+
+    for i, (data, order, num_steps) in enumerate(feed(epoch)):
+        assert num_steps == 1
+        yield make_batch(data, order, (epoch - 1) * trainer.steps_per_epoch + i)
+
+
+@pytest.mark.parametrize("method", ["vanilla", "cut_mixmo+cutmix"])
+def test_both_placements_feed_the_same(dataset, method):
+    """Images, masks and targets are bitwise equal, step by step; epoch 2 as good as any."""
+    feeds = [
+        read_batches(Trainer(tiny_config(method, f"--config.dataset.placement={p}"), dataset), 2)
+        for p in ("device", "host")
+    ]
+    count = 0
+    for device, host in zip(*feeds, strict=True):
+        chex.assert_trees_all_equal(device, host)
+        count += 1
+    assert count == 1437 * (1 if method == "vanilla" else 4) // 192
+
+
+def test_both_placements_train_the_same_network(dataset):
+    """One step a call, and two."""
+    losses = []
+    for placement, steps in (("device", 1), ("host", 1), ("host", 2)):
+        overrides = [f"dataset.placement={placement}", f"steps_per_call={steps}"]
+        config = tiny_config("cut_mixmo+cutmix", *(f"--config.{field}" for field in overrides))
+        trainer = Trainer(config, dataset)
+        state = trainer.create_state()
+        update, feed = trainer._make_update_and_feed(state.key)
+        state, values = devices.replicate(state), []
+        for arguments in itertools.islice(feed(1), 4 // steps):
+            state, call_losses = update(state, *arguments)
+            values.append(call_losses[0])
+        losses.append(np.concatenate(values))
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
+    np.testing.assert_allclose(losses[2], losses[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("placement", "num_bytes", "expected"),
+    [("device", 1 << 60, False), ("host", 1, True), ("auto", 1, False), ("auto", 1 << 60, True)],
+)
+def test_placement(placement, num_bytes, expected):
+    assert streaming.is_streamed(placement, num_bytes) == expected
+
+
+def test_validation_split_selects_the_epoch(tmp_path, monkeypatch, capsys):
+    """The best epoch in validation is evaluated, also after an interruption; the test set is not
+    looked at before."""
+    config = tiny_config("vanilla", "--config.dataset.validation_fraction=0.2")
+    accuracies = iter([0.5, 0.7, 0.6])
+    score = evaluate.metrics.score
+
+    def fake_score(logits, labels, ensemble):
+        scores = score(logits, labels, ensemble)
+        return scores if len(labels) == 360 else {**scores, "accuracy": next(accuracies)}
+
+    monkeypatch.setattr(evaluate.metrics, "score", fake_score)
+    end_epoch = reporting.Progress.end_epoch
+
+    def stop_in_epoch_3(self, line):
+        if line["epoch"] == 3:
+            raise KeyboardInterrupt
+        end_epoch(self, line)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(reporting.Progress, "end_epoch", stop_in_epoch_3)
+        runs.train(config, tmp_path)
+    accuracies = iter([0.6])
+    runs.train(config, tmp_path)
+    lines = workdir.read_metrics(tmp_path)
+    assert [line["validation"]["accuracy"] for line in lines] == [0.5, 0.7, 0.6]
+    assert not any("test" in line for line in lines)
+    assert "epoch 2 (the best in validation)" in capsys.readouterr().out
+    results = json.loads((tmp_path / workdir.RESULTS).read_text())
+    assert results["epoch"] == 2
+    runs.evaluate(tmp_path)
+    assert json.loads((tmp_path / workdir.RESULTS).read_text()) == results
 
 
 def test_seed_decides_everything(dataset):
@@ -158,7 +262,7 @@ def test_evaluate_needs_a_finished_run(tmp_path, monkeypatch):
     config = tiny_config()
     with pytest.raises(InputError, match="holds no run"):
         runs.evaluate(tmp_path / "nothing")
-    workdir.open_run(tmp_path, config)
+    workdir.open_run(tmp_path, config, datasets.load(config.dataset))
     with pytest.raises(InputError, match="no checkpoint"):
         runs.evaluate(tmp_path)
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mixmo_jax import config as config_lib
-from mixmo_jax import workdir
+from mixmo_jax import datasets, workdir
 from mixmo_jax.errors import InputError
 
 
@@ -14,54 +14,66 @@ def config():
     return config_lib.parse("digits")[1]
 
 
-def test_open_run_makes_the_folder_and_finds_it_again(tmp_path, config):
+@pytest.fixture(scope="module")
+def dataset():
+    return datasets.load(config_lib.parse("digits")[1].dataset)
+
+
+def test_open_run_makes_the_folder_and_finds_it_again(tmp_path, config, dataset):
     folder = tmp_path / "a" / "b"
-    workdir.open_run(folder, config)
-    workdir.open_run(folder, config)
+    workdir.open_run(folder, config, dataset)
+    workdir.open_run(folder, config, dataset)
     assert workdir.read_config(folder) == config
 
 
-@pytest.mark.parametrize("field", ["dataset.data_dir", "steps_per_call", "checkpoint_every_epochs"])
-def test_fields_that_may_change(tmp_path, config, field):
-    workdir.open_run(tmp_path, config)
-    value = "elsewhere" if field == "dataset.data_dir" else 7
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("dataset.data_dir", "elsewhere"),
+        ("dataset.placement", "host"),
+        ("steps_per_call", 7),
+        ("checkpoint_every_epochs", 7),
+    ],
+)
+def test_fields_that_may_change(tmp_path, config, dataset, field, value):
+    workdir.open_run(tmp_path, config, dataset)
     config.update_from_flattened_dict({field: value})
-    workdir.open_run(tmp_path, config)
+    workdir.open_run(tmp_path, config, dataset)
     assert workdir.read_config(tmp_path) == config
 
 
-def test_other_config_is_named(tmp_path, config):
-    workdir.open_run(tmp_path, config)
+def test_other_config_is_named(tmp_path, config, dataset):
+    workdir.open_run(tmp_path, config, dataset)
     config.num_epochs = 21
     config.mixmo.alpha = 1.0
     message = r"another config: mixmo.alpha=2.0 \(now 1.0\), num_epochs=20 \(now 21\)"
     with pytest.raises(InputError, match=message):
-        workdir.open_run(tmp_path, config)
+        workdir.open_run(tmp_path, config, dataset)
     assert workdir.read_config(tmp_path).num_epochs == 20
 
 
-def test_folder_with_something_else(tmp_path, config):
+def test_folder_with_something_else(tmp_path, config, dataset):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(InputError, match="expected a run or an empty folder"):
-        workdir.open_run(tmp_path, config)
+        workdir.open_run(tmp_path, config, dataset)
     assert [f.name for f in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_folder_that_cannot_be_written(tmp_path, config):
+def test_folder_that_cannot_be_written(tmp_path, config, dataset):
     file = tmp_path / "file"
     file.write_text("x")
     with pytest.raises(InputError, match="cannot be written: Not a directory"):
-        workdir.open_run(file / "run", config)
-    with pytest.raises(InputError, match="cannot be written"):
-        workdir.open_run(file, config)
+        workdir.open_run(file / "run", config, dataset)
+    with pytest.raises(InputError, match="cannot be read: Not a directory"):
+        workdir.open_run(file, config, dataset)
     assert file.read_text() == "x"
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"seed": 1}'])
-def test_damaged_config(tmp_path, config, text):
+def test_damaged_config(tmp_path, config, dataset, text):
     (tmp_path / workdir.CONFIG).write_text(text)
     with pytest.raises(InputError, match=r"config\.json"):
-        workdir.open_run(tmp_path, config)
+        workdir.open_run(tmp_path, config, dataset)
     assert (tmp_path / workdir.CONFIG).read_text() == text
 
 
@@ -81,3 +93,26 @@ def test_results_are_valid_json(tmp_path):
     text = (tmp_path / workdir.RESULTS).read_text()
     assert json.loads(text) == {"scores": {"ratio_error": None, "nll": 0.5}}
     assert [f.name for f in tmp_path.iterdir()] == [workdir.RESULTS]
+
+
+def test_facts_of_the_data_are_kept(tmp_path, config, dataset):
+    """A run goes on, and is evaluated, with the statistics it began with."""
+    workdir.open_run(tmp_path, config, dataset)
+    other = workdir.with_kept_facts(tmp_path, dataset.replace(mean=(0.5,), std=(0.1,)))
+    assert (other.mean, other.std) == (dataset.mean, dataset.std)
+
+
+def test_other_data_are_refused(tmp_path, config, dataset):
+    workdir.open_run(tmp_path, config, dataset)
+    with pytest.raises(InputError, match="began with data of another class_names"):
+        workdir.with_kept_facts(tmp_path, dataset.replace(class_names=("a", "b")))
+    larger = dataset.train.replace(images=dataset.train.images.repeat(2, axis=1))
+    with pytest.raises(InputError, match="began with data of another image_shape"):
+        workdir.with_kept_facts(tmp_path, dataset.replace(train=larger))
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"mean": 1}'])
+def test_damaged_facts(tmp_path, dataset, text):
+    (tmp_path / workdir.DATASET).write_text(text)
+    with pytest.raises(InputError, match=r"dataset\.json: cannot be read"):
+        workdir.with_kept_facts(tmp_path, dataset)

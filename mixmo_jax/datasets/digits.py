@@ -7,8 +7,8 @@ from mixmo_jax.datasets.dataset import Split
 _TEST_SHARE = 0.2
 
 
-def load() -> tuple[Split, Split, tuple[str, ...]]:
-    """Returns the training split (1,437 images), the test split (360) and the class names.
+def load() -> tuple[dict[str, Split], list[str]]:
+    """Returns the splits "train" (1,437 images) and "test" (360), and the class names.
 
     The split is stratified and always the same.
     """
@@ -20,5 +20,8 @@ def load() -> tuple[Split, Split, tuple[str, ...]]:
     train, test = model_selection.train_test_split(
         np.arange(len(labels)), test_size=_TEST_SHARE, random_state=0, stratify=labels
     )
-    names = tuple(str(name) for name in digits.target_names)
-    return Split(images[train], labels[train]), Split(images[test], labels[test]), names
+    splits = {
+        "train": Split(images[train], labels[train]),
+        "test": Split(images[test], labels[test]),
+    }
+    return splits, [str(name) for name in digits.target_names]

@@ -1,0 +1,20 @@
+"""PreActResNet-18 on a folder of images, one folder for each class.
+
+    python -m mixmo_jax.main --config=configs/image_folder.py --config.dataset.data_dir=/path
+
+/path holds train/<class>/ and test/<class>/ (or val/), or <class>/ alone: then a part of every
+class is taken for testing (`dataset.test_fraction`). Classes, mean and standard deviation follow
+from the images.
+"""
+
+from mixmo_jax.configs import common, tiny_imagenet
+
+
+def get_config(method: str = common.DEFAULT_METHOD):
+    config = tiny_imagenet.get_config(method)
+    config.num_epochs = 100
+    config.dataset.name = "image_folder"
+    config.dataset.mean = ()
+    config.dataset.std = ()
+    config.optimizer.decay_epochs = (50, 75)
+    return config

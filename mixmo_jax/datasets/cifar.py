@@ -1,0 +1,171 @@
+"""CIFAR-10 and CIFAR-100, from the official archives in their binary or their Python form."""
+
+import io
+import pathlib
+import pickle
+
+import numpy as np
+
+from mixmo_jax.datasets.archives import Files
+from mixmo_jax.datasets.cache import Arrays
+from mixmo_jax.datasets.source import Official, Source, warn
+from mixmo_jax.errors import InputError
+
+_PIXELS = 3 * 32 * 32
+_OFFICIAL_COUNTS = {"train": 50_000, "test": 10_000}
+
+# Of each data set: the files of a split in the binary form (".bin") and in the Python form, the
+# files with the class names, the keys of names and labels, the bytes of labels before an image.
+_CIFAR10 = {
+    "train": [f"data_batch_{i}" for i in range(1, 6)],
+    "test": ["test_batch"],
+    "names": ("batches.meta.txt", "batches.meta", b"label_names"),
+    "labels": b"labels",
+    "label_bytes": 1,
+}
+_CIFAR100 = {
+    "train": ["train"],
+    "test": ["test"],
+    "names": ("fine_label_names.txt", "meta", b"fine_label_names"),
+    "labels": b"fine_labels",
+    "label_bytes": 2,  # coarse, fine
+}
+
+
+def _build(path: pathlib.Path, layout: dict, arrays: Arrays) -> None:
+    """Fills in the arrays of both splits."""
+    files = Files(path)
+    text_names, pickled_names, names_key = layout["names"]
+    if any(name.endswith(".bin") for name in files.names):
+        folder = files.folder_of(text_names)
+        class_names = files.read_lines(folder + text_names)
+        read = _read_binary
+    else:
+        folder = files.folder_of(pickled_names)
+        class_names = _names(_unpickle(files, folder + pickled_names).get(names_key), files)
+        read = _read_pickle
+    for split in ("train", "test"):
+        parts = [read(files, folder + name, layout) for name in layout[split]]
+        labels = np.concatenate([labels for labels, _ in parts])
+        if labels.max() >= len(class_names):
+            message = f"a label {labels.max()}, but only {len(class_names)} class names"
+            raise InputError(f"{path}: {split}: {message}")
+        if len(labels) != _OFFICIAL_COUNTS[split]:
+            count = f"{len(labels):,} images, the official archive has {_OFFICIAL_COUNTS[split]:,}"
+            warn(f"{path}: {split}: {count}")
+        images = arrays.create(f"{split}_images", (len(labels), 32, 32, 3), np.uint8)
+        pixels = np.concatenate([pixels for _, pixels in parts])
+        images[:] = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        arrays.create(f"{split}_labels", labels.shape, np.int32)[:] = labels
+    arrays.meta = {"class_names": class_names}
+
+
+def _read_binary(files, name, layout):
+    """Labels [N] and pixels [N, 3072] of a file of records: label bytes, then the pixels."""
+    name, size = f"{name}.bin", layout["label_bytes"] + _PIXELS
+    data = np.frombuffer(files.read(name), np.uint8)
+    if not data.size or data.size % size:
+        message = f"{data.size:,} bytes, expected a multiple of {size}"
+        raise InputError(f"{files.path}: {name}: truncated: {message}")
+    records = data.reshape(-1, size)
+    return records[:, layout["label_bytes"] - 1], records[:, layout["label_bytes"] :]
+
+
+def _read_pickle(files, name, layout):
+    """Labels [N] and pixels [N, 3072] of a pickled dictionary."""
+    entry = _unpickle(files, name)
+    data, labels = entry.get(b"data"), entry.get(layout["labels"])
+    pixels = isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 2
+    if not pixels or data.shape[1] != _PIXELS or not isinstance(labels, list):
+        raise InputError(f"{files.path}: {name}: expected data of uint8 [N, {_PIXELS}] and labels")
+    valid = bool(labels) and all(isinstance(k, int) and k >= 0 for k in labels)
+    if not valid or len(labels) != len(data):
+        raise InputError(f"{files.path}: {name}: expected a label >= 0 for each of the images")
+    return np.array(labels), data
+
+
+def _names(names, files):
+    if not isinstance(names, list) or not all(isinstance(name, bytes) for name in names):
+        raise InputError(f"{files.path}: expected a list of class names")
+    return [name.decode(errors="replace") for name in names]
+
+
+def _unpickle(files: Files, name: str) -> dict:
+    try:
+        value = _DataUnpickler(io.BytesIO(files.read(name)), encoding="bytes").load()
+    except InputError as error:
+        raise InputError(f"{files.path}: {name}: {error}") from None
+    except Exception as error:  # whatever a damaged pickle leads to
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"{files.path}: {name}: damaged: {reason}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{files.path}: {name}: expected a dictionary")
+    return value
+
+
+class _DataUnpickler(pickle.Unpickler):
+    """Reads dictionaries, lists, strings, numbers and NumPy arrays; runs nothing else."""
+
+    def find_class(self, module, name):
+        core = module.replace("numpy._core", "numpy.core")
+        if (core, name) == ("numpy", "ndarray"):
+            return np.ndarray
+        if (core, name) == ("numpy", "dtype"):
+            return np.dtype
+        if (core, name) == ("numpy.core.multiarray", "_reconstruct"):
+            return _new_array
+        if (core, name) == ("_codecs", "encode"):
+            return _encode
+        if (core, name) in (("__builtin__", "bytes"), ("builtins", "bytes")):
+            return _no_bytes
+        raise InputError(f"refused to load: the pickle asks for {f'{module}.{name}'!r}")
+
+
+def _new_array(kind, shape, dtype):
+    if kind is not np.ndarray:
+        raise InputError("refused to load: the pickle asks for an unusual array")
+    return np.ndarray(shape, dtype)
+
+
+def _no_bytes():
+    """How pickles of protocol 2 hold bytes of no length."""
+    return b""
+
+
+def _encode(text, encoding):
+    """How pickles of protocol 2 hold bytes."""
+    if encoding not in ("latin1", b"latin1"):
+        raise InputError(f"refused to load: the pickle asks for the encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+CIFAR10 = Source(
+    build=lambda path, config, arrays: _build(path, _CIFAR10, arrays),
+    candidates=(
+        "cifar-10-binary.tar.gz",
+        "cifar-10-python.tar.gz",
+        "cifar-10-batches-bin",
+        "cifar-10-batches-py",
+    ),
+    markers=("data_batch_1.bin", "data_batch_1"),
+    url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+    official=(
+        Official(170_052_171, "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"),
+        Official(170_498_071, "c58f30108f718f92721af3b95e74349a"),
+    ),
+)
+CIFAR100 = Source(
+    build=lambda path, config, arrays: _build(path, _CIFAR100, arrays),
+    candidates=(
+        "cifar-100-binary.tar.gz",
+        "cifar-100-python.tar.gz",
+        "cifar-100-binary",
+        "cifar-100-python",
+    ),
+    markers=("train.bin", "fine_label_names.txt", "meta"),
+    url="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+    official=(
+        Official(168_513_733, "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"),
+        Official(169_001_437, "eb9058c3a382ffc7106e4002c42a8d85"),
+    ),
+)

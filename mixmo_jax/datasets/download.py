@@ -1,0 +1,66 @@
+"""Downloads that fail at once where there is no network."""
+
+import http.client
+import os
+import pathlib
+import threading
+import urllib.request
+
+import tqdm
+
+from mixmo_jax.errors import InputError
+
+_CONNECT_SECONDS = 4
+_BLOCK = 1 << 20
+
+
+def download(url: str, file: pathlib.Path) -> None:
+    """Downloads a file; it gets its name when it is complete.
+
+    Raises:
+      InputError: if there is no answer within seconds, or the transfer breaks off.
+    """
+    response = _connect(url)
+    length = response.headers.get("Content-Length") or ""
+    size = int(length) if length.isdigit() else 0
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{file.parent}: cannot be written: {error.strerror}") from None
+    try:
+        with (
+            response,
+            part.open("wb") as out,
+            tqdm.tqdm(total=size, desc=file.name, unit="B", unit_scale=True, disable=None) as bar,
+        ):
+            while block := response.read(_BLOCK):
+                out.write(block)
+                bar.update(len(block))
+        if size and part.stat().st_size != size:
+            raise InputError(f"{url}: broke off after {part.stat().st_size:,} of {size:,} bytes")
+        part.rename(file)
+    except (OSError, http.client.HTTPException) as error:
+        raise InputError(f"{url}: broke off: {error}") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _connect(url):
+    """Opens a URL, in a thread, as looking up a name may hang for longer than any timeout."""
+    result = []
+
+    def connect():
+        try:
+            result.append(urllib.request.urlopen(url, timeout=_CONNECT_SECONDS))
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            result.append(error)
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(_CONNECT_SECONDS)
+    answer = result[0] if result else TimeoutError("no answer")
+    if isinstance(answer, Exception):
+        reason = " ".join(str(getattr(answer, "reason", None) or answer).split())
+        raise InputError(f"{url}: {reason}")
+    return answer

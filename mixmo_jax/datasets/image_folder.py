@@ -1,0 +1,75 @@
+"""Anybody's images: a folder for each class."""
+
+import pathlib
+
+import ml_collections
+import numpy as np
+
+from mixmo_jax.datasets.archives import Files
+from mixmo_jax.datasets.cache import Arrays
+from mixmo_jax.datasets.decode import decode_images
+from mixmo_jax.datasets.source import Source
+from mixmo_jax.errors import InputError
+
+_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def read_index(path: pathlib.Path) -> tuple[list[str], dict[str, list[tuple[str, int]]]]:
+    """Finds the images: train/<class>/… and test/<class>/… (or val/), or just <class>/….
+
+    Args:
+      path: of the folder.
+
+    Returns:
+      The class names in alphabetical order; and of the splits "train" and, if it is there, "test"
+      the names and labels of all image files.
+
+    Raises:
+      InputError: if there are no classes, or one has no images, or is not in the training split.
+    """
+    if not path.is_dir():
+        raise InputError(f"dataset.data_dir={str(path)!r}: expected a folder with images")
+    roots = {"train": path}
+    if (path / "train").is_dir():
+        roots["train"] = path / "train"
+        for test in (path / "val", path / "test"):
+            if test.is_dir():
+                roots["test"] = test
+    elif (path / "val").is_dir() or (path / "test").is_dir():
+        raise InputError(f"{path}: a folder for testing, but no folder train")
+    class_names = _class_folders(roots["train"])
+    if len(class_names) < 2:
+        raise InputError(f"{roots['train']}: expected a folder of images for each class, 2 or more")
+    labels = {name: label for label, name in enumerate(class_names)}
+    splits = {}
+    for split, root in roots.items():
+        splits[split] = []
+        for name in _class_folders(root):
+            if name not in labels:
+                raise InputError(f"{root / name}: there is no such class in {roots['train']}")
+            images = [n for n in Files(root / name).names if n.lower().endswith(_ENDINGS)]
+            if not images:
+                raise InputError(f"{root / name}: no images ({', '.join(_ENDINGS)})")
+            folder = (root / name).relative_to(path).as_posix()
+            splits[split] += [(f"{folder}/{image}", labels[name]) for image in images]
+    return class_names, splits
+
+
+def _class_folders(root):
+    return sorted(f.name for f in root.iterdir() if f.is_dir() and f.name[0] != ".")
+
+
+def _build(path: pathlib.Path, config: ml_collections.ConfigDict, arrays: Arrays) -> None:
+    class_names, splits = read_index(path)
+    files = Files(path)
+    for split, entries in splits.items():
+        shape = (len(entries), config.image_size, config.image_size, 3)
+        images = arrays.create(f"{split}_images", shape, np.uint8)
+        names = [name for name, _ in entries]
+        decode_images(files.read, names, images, resize=True, where=path)
+        labels = np.array([label for _, label in entries])
+        arrays.create(f"{split}_labels", labels.shape, np.int32)[:] = labels
+    arrays.meta = {"class_names": class_names}
+
+
+IMAGE_FOLDER = Source(build=_build, options=("image_size",))

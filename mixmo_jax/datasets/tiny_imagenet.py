@@ -1,0 +1,112 @@
+"""Tiny ImageNet: 64x64 images of 200 ImageNet classes (or of as many as the files have).
+
+Its validation images, which come with labels, are the test set.
+"""
+
+import collections
+import pathlib
+
+import ml_collections
+import numpy as np
+
+from mixmo_jax.datasets.archives import Files
+from mixmo_jax.datasets.cache import Arrays
+from mixmo_jax.datasets.decode import decode_images
+from mixmo_jax.datasets.source import Official, Source
+from mixmo_jax.errors import InputError
+
+SIZE = 64
+_PREPARED = "tiny_imagenet/1.0.0"  # by tensorflow-datasets
+
+
+def read_index(files: Files) -> tuple[list[str], dict[str, list[tuple[str, int]]]]:
+    """Reads what is in the official archive or folder.
+
+    Args:
+      files: of the archive.
+
+    Returns:
+      The class names in the order of `wnids.txt`; and of the splits "train" and "test" the names
+      and labels of all image files.
+
+    Raises:
+      InputError: if images, annotations and classes do not fit together.
+    """
+    root = files.folder_of("wnids.txt")
+    wnids = files.read_lines(root + "wnids.txt")
+    words = dict(line.partition("\t")[::2] for line in files.read_lines(root + "words.txt"))
+    labels = {wnid: label for label, wnid in enumerate(wnids)}
+    if len(labels) < len(wnids):
+        raise InputError(f"{files.path}: wnids.txt names a class twice")
+    names = [name.removeprefix(root) for name in files.names if name.startswith(root)]
+    splits = {
+        "train": _train_images(names, labels, files),
+        "test": _annotated_images(names, labels, files, root),
+    }
+    absolute = {k: [(root + name, label) for name, label in v] for k, v in splits.items()}
+    return [words.get(wnid) or wnid for wnid in wnids], absolute
+
+
+def _train_images(names, labels, files):
+    """train/<wnid>/images/<wnid>_<i>.JPEG, class by class in the order of their numbers."""
+    found = collections.defaultdict(list)
+    for name in names:
+        parts = name.split("/")
+        if parts[0] == "train" and parts[2:3] == ["images"]:
+            found[parts[1]].append(name)
+    for wnid in found.keys() - labels.keys():
+        raise InputError(f"{files.path}: train/{wnid}: the class is not in wnids.txt")
+    for wnid in labels:
+        if not found[wnid]:
+            raise InputError(f"{files.path}: train/{wnid}: no images")
+    return [
+        (name, label)
+        for wnid, label in labels.items()
+        for name in sorted(found[wnid], key=lambda name: (len(name), name))
+    ]
+
+
+def _annotated_images(names, labels, files, root):
+    """val/images/<name>, in the order of val/val_annotations.txt."""
+    present = {name for name in names if name.startswith("val/images/")}
+    images = []
+    for line in files.read_lines(root + "val/val_annotations.txt"):
+        name, _, rest = line.partition("\t")
+        wnid = rest.partition("\t")[0]
+        if wnid not in labels:
+            raise InputError(f"{files.path}: {name}: its class {wnid!r} is not in wnids.txt")
+        if f"val/images/{name}" not in present:
+            raise InputError(f"{files.path}: val_annotations.txt names {name}, which is not there")
+        images.append((f"val/images/{name}", labels[wnid]))
+    unlabelled = present - {name for name, _ in images}
+    if unlabelled or len(images) != len(present):
+        name = min(unlabelled, default="an image")
+        raise InputError(f"{files.path}: {name}: not annotated just once in val_annotations.txt")
+    return images
+
+
+def _build(path: pathlib.Path, config: ml_collections.ConfigDict, arrays: Arrays) -> None:
+    if (path / "dataset_info.json").is_file():
+        from mixmo_jax.datasets import tfds_tiny_imagenet
+
+        class_names, splits, read = tfds_tiny_imagenet.read_prepared(path)
+    else:
+        files = Files(path)
+        class_names, splits = read_index(files)
+        read = files.read
+    for split, entries in splits.items():
+        images = arrays.create(f"{split}_images", (len(entries), SIZE, SIZE, 3), np.uint8)
+        names = [name for name, _ in entries]
+        decode_images(read, names, images, resize=False, where=path)
+        labels = np.array([label for _, label in entries])
+        arrays.create(f"{split}_labels", labels.shape, np.int32)[:] = labels
+    arrays.meta = {"class_names": class_names}
+
+
+TINY_IMAGENET = Source(
+    build=_build,
+    candidates=(_PREPARED, "tiny-imagenet-200.zip", "tiny-imagenet-200"),
+    markers=("wnids.txt", "dataset_info.json"),
+    url="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+    official=(Official(248_100_043, "90528d7ca1a48142e341f4ef8d21d0de"),),
+)

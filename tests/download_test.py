@@ -1,0 +1,253 @@
+"""Downloads, and what is said where there is no network."""
+
+import dataclasses
+import hashlib
+import io
+import pathlib
+import socket
+import socketserver
+import tarfile
+import threading
+import time
+import urllib.request
+
+import numpy as np
+import pytest
+
+from mixmo_jax import config as config_lib
+from mixmo_jax import datasets
+from mixmo_jax.datasets import cifar, tiny_imagenet
+from mixmo_jax.datasets import download as download_lib
+from mixmo_jax.datasets.download import download
+from mixmo_jax.datasets.source import Official
+from mixmo_jax.errors import InputError
+
+# An exception in a thread prints a traceback.
+pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+
+BODY = np.random.default_rng(0).bytes(100_000)
+
+
+def answer(body: bytes, *headers: str) -> bytes:
+    return "\r\n".join(["HTTP/1.1 200 OK", *headers, "", ""]).encode() + body
+
+
+WHOLE = answer(BODY, f"Content-Length: {len(BODY)}")
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+
+
+@pytest.fixture
+def serve():
+    """Starts servers that give one answer to every request; returns an address there."""
+    servers = []
+
+    def start(content: bytes, name: str = "images.tar.gz", stall: float = 0) -> str:
+        class Handler(socketserver.StreamRequestHandler):
+            def handle(self):
+                while self.rfile.readline().strip():
+                    pass
+                self.wfile.write(content)
+                time.sleep(stall)
+
+        server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+        server.daemon_threads = True
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+        return f"http://127.0.0.1:{server.server_address[1]}/{name}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def nowhere():
+    """An address at which no server listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{free.getsockname()[1]}/images.tar.gz"
+
+
+def refused(url: str, folder: pathlib.Path) -> str:
+    """The message of a download that fails, one line; nothing is left in the folder."""
+    with pytest.raises(InputError) as caught:
+        download(url, folder / "images.tar.gz")
+    assert "\n" not in str(caught.value)
+    assert not folder.exists() or list(folder.iterdir()) == []
+    return str(caught.value)
+
+
+def test_a_complete_file_gets_its_name(tmp_path, serve):
+    file = tmp_path / "new" / "folder" / "images.tar.gz"
+    download(serve(WHOLE), file)
+    assert file.read_bytes() == BODY
+    assert list(file.parent.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("headers", [[], ["Content-Length: many"]])
+def test_a_server_that_tells_no_size(tmp_path, serve, headers):
+    download(serve(answer(BODY, *headers)), tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == BODY
+
+
+CHUNK = f"{len(BODY):x}\r\n".encode() + BODY + b"\r\n"
+
+
+def test_a_transfer_in_chunks(tmp_path, serve):
+    download(serve(answer(CHUNK + b"0\r\n\r\n", "Transfer-Encoding: chunked")), tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == BODY
+
+
+def test_a_transfer_that_breaks_off(tmp_path, serve):
+    url = serve(WHOLE[:-1])
+    assert refused(url, tmp_path) == f"{url}: broke off after 99,999 of 100,000 bytes"
+
+
+@pytest.mark.parametrize("chunks", [CHUNK, CHUNK[:-50], b""])
+def test_a_transfer_in_chunks_that_breaks_off(tmp_path, serve, chunks):
+    url = serve(answer(chunks, "Transfer-Encoding: chunked"))
+    assert url in refused(url, tmp_path)
+
+
+def test_a_transfer_that_stalls(tmp_path, serve, monkeypatch):
+    monkeypatch.setattr(download_lib, "_CONNECT_SECONDS", 0.2)
+    url = serve(WHOLE[:-1], stall=30)
+    start = time.monotonic()
+    assert url in refused(url, tmp_path)
+    assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "Not Found"),
+        (b"", ""),
+        (b"not HTTP at all\r\n\r\n", ""),
+    ],
+    ids=["not found", "nothing", "another protocol"],
+)
+def test_a_server_that_refuses_or_talks_nonsense(tmp_path, serve, capfd, content, reason):
+    url = serve(content)
+    message = refused(url, tmp_path)
+    assert message.startswith(url) and reason in message
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("url", ["", "images.tar.gz", "gopher://127.0.0.1/x", "http://[::1/x"])
+def test_what_is_not_an_address(tmp_path, url):
+    refused(url, tmp_path)
+
+
+def test_a_folder_that_cannot_be_made(tmp_path, serve):
+    (tmp_path / "file").write_text("x")
+    url = serve(WHOLE)
+    with pytest.raises(InputError, match="Not a directory"):
+        download(url, tmp_path / "file" / "folder" / "images.tar.gz")
+    assert [f.name for f in tmp_path.iterdir()] == ["file"]
+
+
+def test_without_a_server_the_file_to_put_is_named(tmp_path, nowhere):
+    source = dataclasses.replace(cifar.CIFAR100, url=nowhere)
+    start = time.monotonic()
+    with pytest.raises(InputError) as caught:
+        source.locate(str(tmp_path))
+    assert time.monotonic() - start < 5
+    message = str(caught.value)
+    assert message.startswith(f"dataset.data_dir='{tmp_path}': put images.tar.gz there")
+    assert "--config.dataset.data_dir" in message and nowhere in message
+    assert "Connection refused" in message and "\n" not in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_look_up_that_hangs_fails_within_seconds(tmp_path, monkeypatch):
+    released = threading.Event()
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *args, **kwargs: released.wait(30))
+    start = time.monotonic()
+    with pytest.raises(InputError, match=r"put tiny-imagenet-200\.zip there.*no answer"):
+        tiny_imagenet.TINY_IMAGENET.locate(str(tmp_path))
+    assert time.monotonic() - start < 5
+    released.set()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", [".", "downloads/manual"])
+@pytest.mark.parametrize("name", cifar.CIFAR10.candidates)
+def test_what_is_there_is_not_downloaded(tmp_path, nowhere, name, place):
+    source = dataclasses.replace(cifar.CIFAR10, url=nowhere)
+    (tmp_path / place).mkdir(parents=True, exist_ok=True)
+    (tmp_path / place / name).write_text("x")
+    assert source.locate(str(tmp_path)) == tmp_path / place / name
+    assert source.locate(str(tmp_path / place / name)) == tmp_path / place / name
+
+
+@pytest.mark.parametrize("setting", ["TFDS_DATA_DIR", "HOME"])
+def test_without_a_folder_it_is_that_of_tensorflow_datasets(tmp_path, monkeypatch, setting):
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    monkeypatch.setenv(setting, str(tmp_path))
+    folder = tmp_path / "tensorflow_datasets" if setting == "HOME" else tmp_path
+    folder.mkdir(exist_ok=True)
+    (folder / "cifar-10-binary.tar.gz").write_text("x")
+    assert cifar.CIFAR10.locate("") == folder / "cifar-10-binary.tar.gz"
+
+
+def archive_of_noise() -> bytes:
+    """A CIFAR-100 archive with 2 classes."""
+    rng, content = np.random.default_rng(0), io.BytesIO()
+    files = {"fine_label_names.txt": b"apple\nbear\n"}
+    for split in ("train", "test"):
+        records = rng.integers(0, 256, (4, 2 + 3072), dtype=np.uint8)
+        records[:, 1] = np.arange(4) % 2
+        files[f"{split}.bin"] = records.tobytes()
+    with tarfile.open(fileobj=content, mode="w:gz") as archive:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(f"cifar-100-binary/{name}")
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return content.getvalue()
+
+
+def load(folder: pathlib.Path) -> datasets.Dataset:
+    flag = f"--config.dataset.data_dir={folder}"
+    return datasets.load(config_lib.parse("cifar100", [flag])[1].dataset)
+
+
+@pytest.fixture
+def use(monkeypatch):
+    """Replaces fields of the source of CIFAR-100."""
+
+    def replace(**fields):
+        source = dataclasses.replace(cifar.CIFAR100, **fields)
+        monkeypatch.setitem(datasets._SOURCES, "cifar100", source)
+
+    return replace
+
+
+def test_a_missing_archive_is_downloaded_once_and_loaded(tmp_path, serve, use, nowhere):
+    body = archive_of_noise()
+    whole = answer(body, f"Content-Length: {len(body)}")
+    use(url=serve(whole, name="cifar-100-binary.tar.gz"))
+    first = load(tmp_path)
+    use(url=nowhere)
+    second = load(tmp_path)
+    np.testing.assert_array_equal(first.train.images, second.train.images)
+    assert first.class_names == ("apple", "bear")
+    assert sorted(f.name for f in tmp_path.iterdir()) == [".mixmo_jax", "cifar-100-binary.tar.gz"]
+
+
+@pytest.mark.parametrize("method", ["md5", "sha256"])
+def test_an_archive_of_the_official_size_has_the_official_content(tmp_path, use, method):
+    file = tmp_path / "cifar-100-binary.tar.gz"
+    file.write_bytes(archive_of_noise())
+    digest = hashlib.new(method, file.read_bytes()).hexdigest()
+    wrong = digest[::-1]
+    use(official=(Official(file.stat().st_size, wrong),))
+    with pytest.raises(InputError, match=f"corrupt: {method} is {digest}, expected {wrong}"):
+        load(tmp_path)
+    assert list((tmp_path / ".mixmo_jax").iterdir()) == []
+    use(official=(Official(file.stat().st_size, digest),))
+    assert len(load(tmp_path).train) == 4

@@ -271,6 +271,9 @@ def test_an_exception_while_building_leaves_nothing(tmp_path, error):
     with pytest.raises(error, match="stop"):
         cache.load(tmp_path, "x", SOURCE, build)
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(error, match="stop"):
+        cache.load(tmp_path / "new", "x", SOURCE, build)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_exception_while_building_keeps_the_earlier_cache(tmp_path):

@@ -33,7 +33,7 @@ class Files:
         try:
             if path.is_dir():
                 self.names, self._read = _open_folder(path)
-            elif zipfile.is_zipfile(path):
+            elif path.suffix.lower() == ".zip" or zipfile.is_zipfile(path):
                 self.names, self._read = _open_zip(path)
             else:
                 self.names, self._read = _open_tar(path)

@@ -1,5 +1,6 @@
 """Decoded images beside their source, so that they are decoded once and memory-mapped after."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -90,6 +91,7 @@ def _open(folder, source):
 
 def _build(final, source, build):
     """Builds beside the place and moves there when all is written: a part is never in place."""
+    new = not final.parent.exists()
     final.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(final)
     part = final.with_name(f".{final.name}.{os.getpid()}.part")
@@ -104,6 +106,9 @@ def _build(final, source, build):
     finally:
         shutil.rmtree(part, ignore_errors=True)
         shutil.rmtree(part.with_suffix(".old"), ignore_errors=True)
+        if new:
+            with contextlib.suppress(OSError):
+                final.parent.rmdir()  # if nothing came of it
 
 
 def _remove_leftovers(final):

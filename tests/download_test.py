@@ -248,6 +248,6 @@ def test_an_archive_of_the_official_size_has_the_official_content(tmp_path, use,
     use(official=(Official(file.stat().st_size, wrong),))
     with pytest.raises(InputError, match=f"corrupt: {method} is {digest}, expected {wrong}"):
         load(tmp_path)
-    assert list((tmp_path / ".mixmo_jax").iterdir()) == []
+    assert not (tmp_path / ".mixmo_jax").exists()
     use(official=(Official(file.stat().st_size, digest),))
     assert len(load(tmp_path).train) == 4

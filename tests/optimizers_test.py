@@ -8,7 +8,7 @@ import optax
 import pytest
 from reference import GOLDENS
 
-from mixmo_jax import batches, config, optimizers, train
+from mixmo_jax import batches, config, optimizers
 
 TRACES = {
     "cifar_bar1": ("cifar100:vanilla", 50_000),
@@ -32,7 +32,7 @@ def load_trace(name):
 
 def rates(settings, steps_per_epoch, steps):
     """The rates at 1-based steps of the training, as float64."""
-    _, schedule = train.create_optimizer(settings, steps_per_epoch)
+    _, schedule = optimizers.create_optimizer(settings, steps_per_epoch)
     return np.asarray(jax.jit(jax.vmap(schedule))(jnp.asarray(steps) - 1), np.float64)
 
 
@@ -110,7 +110,7 @@ def test_sgd_equals_the_rule_of_torch(nesterov, weight_decay):
 def test_configs_add_weight_decay_to_the_gradient(spec, gradient):
     """Without any gradient a parameter of 1 moves by rate * (1 + momentum) * decay."""
     _, settings = config.parse(spec)
-    tx, schedule = train.create_optimizer(settings, steps_per_epoch=10)
+    tx, schedule = optimizers.create_optimizer(settings, steps_per_epoch=10)
     params = {"bias": jnp.ones(2)}
     updates, _ = tx.update({"bias": jnp.zeros(2)}, tx.init(params), params)
     expected = -schedule(0) * 1.9 * gradient * jnp.ones(2)

@@ -10,14 +10,12 @@ imported only where it is needed: tensorflow-datasets takes a second.
 """
 
 import io
-import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 
 from mixmo_jax.datasets.archives import Files
 from mixmo_jax.datasets.tiny_imagenet import SIZE, TINY_IMAGENET, read_index
-from mixmo_jax.errors import InputError
 
 
 class TinyImagenet(tfds.core.GeneratorBasedBuilder):
@@ -63,34 +61,3 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
             # The number in front keeps the order, which the shuffling of the records loses.
             file_name = f"{i:06d}/{name.rpartition('/')[2]}"
             yield file_name, {"image": image, "label": label, "file_name": file_name}
-
-
-def read_prepared(
-    folder: pathlib.Path,
-) -> tuple[list[str], dict[str, list[tuple[str, int]]], Callable[[str], bytes]]:
-    """Reads a prepared data set.
-
-    Args:
-      folder: of its version.
-
-    Returns:
-      The class names; names and labels of the images of each split, in the order of the archive;
-      and what reads an image's file by its name.
-    """
-    try:
-        return _read_prepared(folder)
-    except Exception as error:  # whatever damaged files lead to
-        reason = " ".join(f"{type(error).__name__}: {error}".split()).replace(f"{folder}/", "")
-        raise InputError(f"{folder}: cannot be read ({reason}); prepare it again") from None
-
-
-def _read_prepared(folder):
-    builder = tfds.builder_from_directory(folder)
-    contents, splits = {}, {}
-    for split in builder.info.splits:
-        source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-        examples = sorted((e["file_name"].decode(), e["label"], e["image"]) for e in source)
-        splits[split] = [(f"{split}/{name}", int(label)) for name, label, _ in examples]
-        contents.update({f"{split}/{name}": image for name, _, image in examples})
-    class_names = builder.info.metadata["class_names"]
-    return class_names, splits, contents.__getitem__

@@ -5,6 +5,7 @@ Its validation images, which come with labels, are the test set.
 
 import collections
 import pathlib
+from collections.abc import Callable
 
 import ml_collections
 import numpy as np
@@ -85,11 +86,42 @@ def _annotated_images(names, labels, files, root):
     return images
 
 
+def read_prepared(
+    folder: pathlib.Path,
+) -> tuple[list[str], dict[str, list[tuple[str, int]]], Callable[[str], bytes]]:
+    """Reads a prepared data set.
+
+    Args:
+      folder: of its version.
+
+    Returns:
+      The class names; names and labels of the images of each split, in the order of the archive;
+      and what reads an image's file by its name.
+    """
+    try:
+        return _read_prepared(folder)
+    except Exception as error:  # whatever damaged files lead to
+        reason = " ".join(f"{type(error).__name__}: {error}".split()).replace(f"{folder}/", "")
+        raise InputError(f"{folder}: cannot be read ({reason}); prepare it again") from None
+
+
+def _read_prepared(folder):
+    import tensorflow_datasets as tfds  # takes a second
+
+    builder = tfds.builder_from_directory(folder)
+    contents, splits = {}, {}
+    for split in builder.info.splits:
+        source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+        examples = sorted((e["file_name"].decode(), e["label"], e["image"]) for e in source)
+        splits[split] = [(f"{split}/{name}", int(label)) for name, label, _ in examples]
+        contents.update({f"{split}/{name}": image for name, _, image in examples})
+    class_names = builder.info.metadata["class_names"]
+    return class_names, splits, contents.__getitem__
+
+
 def _build(path: pathlib.Path, config: ml_collections.ConfigDict, arrays: Arrays) -> None:
     if (path / "dataset_info.json").is_file():
-        from mixmo_jax.datasets import tfds_tiny_imagenet
-
-        class_names, splits, read = tfds_tiny_imagenet.read_prepared(path)
+        class_names, splits, read = read_prepared(path)
     else:
         files = Files(path)
         class_names, splits = read_index(files)

@@ -20,6 +20,7 @@ setup(
     install_requires=[
         "absl-py",
         "chex",
+        "flatbuffers",  # jax.export needs it and does not say so
         "flax>=0.12",
         "importlib_resources",  # tensorflow-datasets needs it and does not say so
         "jax>=0.10",
@@ -37,6 +38,7 @@ setup(
     ],
     extras_require={
         "cuda": ["jax[cuda12]>=0.10"],
+        "torch": ["torch"],
         "tpu": ["jax[tpu]>=0.10"],
         "test": ["pytest", "pytest-cov", "pytest-xdist", "ruff"],
     },

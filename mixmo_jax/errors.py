@@ -1,7 +1,8 @@
 """The error for everything a user can get wrong."""
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 
 
 class InputError(ValueError):
@@ -22,3 +23,13 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(close)}?" if close else ""
     return InputError(f"{name}: no such {kind}{hint}")
+
+
+def run_command(command: Callable[[], None]) -> int:
+    """Runs a command; returns its exit status, 0, or 2 after a line on stderr for wrong input."""
+    try:
+        command()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -77,7 +77,8 @@ def _define_flags() -> flags.FlagValues:
     flags.DEFINE_string(
         "workdir",
         None,
-        "Folder of the run; runs/CONFIG-METHOD-sSEED by default.",
+        "Folder of the run; runs/CONFIG-METHOD-sSEED by default. To evaluate the ensemble of "
+        "several runs: A,B,C.",
         flag_values=values,
     )
     flags.DEFINE_enum(
@@ -87,10 +88,18 @@ def _define_flags() -> flags.FlagValues:
         "Train, or go on training, then evaluate; or evaluate a finished run.",
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "corruptions",
+        None,
+        "With --mode=evaluate: folder of corrupted images as in CIFAR-10-C to evaluate on.",
+        flag_values=values,
+    )
     return values
 
 
 def _train(known: flags.FlagValues, overrides: Sequence[str]) -> None:
+    if known.corruptions is not None:
+        raise InputError("corruptions: only with --mode=evaluate")
     if known.config is None:
         raise InputError("config: missing; for example --config=digits")
     name, config = config_lib.parse(known.config, overrides)
@@ -103,7 +112,13 @@ def _evaluate(known: flags.FlagValues, overrides: Sequence[str]) -> None:
         raise InputError("workdir: missing; --mode=evaluate takes the folder of a finished run")
     if known.config is not None or overrides:
         raise InputError("config: --mode=evaluate takes it from the run in --workdir")
-    runs.evaluate(pathlib.Path(known.workdir))
+    folders = [pathlib.Path(part) for part in known.workdir.split(",")]
+    if known.corruptions is not None:
+        runs.evaluate_corruptions(folders, pathlib.Path(known.corruptions))
+    elif len(folders) > 1:
+        runs.evaluate_ensemble(folders)
+    else:
+        runs.evaluate(folders[0])
 
 
 if __name__ == "__main__":

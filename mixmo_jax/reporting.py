@@ -87,13 +87,26 @@ class Progress:
         self._bar.set_postfix(self._postfix)
 
 
-def score_table(scores: dict[str, float]) -> str:
-    """Lays out the scores of `metrics.score`, a line each."""
+def score_table(scores: dict[str, float], scaled: dict[str, float]) -> str:
+    """Lays out scores (see `metrics.score`) before and after temperature scaling, a line each."""
     members = sorted(name for name in scores if name.startswith("accuracy_member"))
-    percents = ["accuracy", "top5_accuracy", *members, "disagreement"]
-    lines = []
-    for name in [*percents[:-1], "nll", "ece", "ratio_error", "disagreement"]:
+    shares = ["accuracy", "top5_accuracy", *members, "disagreement"]
+    names = [*shares[:-1], *(name for name in scores if name not in shares), "disagreement"]
+    lines = [f"  {'':<24}{'plain':>10}{'scaled':>10}"]
+    for name in names:
         if name in scores:
-            value = f"{100 * scores[name]:.2f} %" if name in percents else f"{scores[name]:.4f}"
-            lines.append(f"  {name.replace('_', ' '):<24}{value:>10}")
+            form = (lambda x: f"{100 * x:.2f} %") if name in shares else (lambda x: f"{x:.4f}")
+            cells = "".join(f"{form(column[name]):>10}" for column in (scores, scaled))
+            lines.append(f"  {name.replace('_', ' '):<24}{cells}")
     return "\n".join(lines)
+
+
+def corruption_table(results: dict[str, dict]) -> str:
+    """Lays out the accuracy on corruptions (see `corruptions.score_corruptions`), a line each."""
+    columns = list(results["mean"])
+    lines = [f"  {'accuracy, severity':<24}" + "".join(f"{column:>10}" for column in columns)]
+    for name, scores in results.items():
+        cells = "".join(f"{100 * scores[column]['accuracy']:>8.2f} %" for column in columns)
+        lines.append(f"  {name:<24}{cells}")
+    mean = results["mean"]["mean"]
+    return "\n".join([*lines, f"  mean NLL {mean['nll']:.4f}, mean ECE {mean['ece']:.4f}"])

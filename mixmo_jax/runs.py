@@ -3,12 +3,24 @@
 import contextlib
 import math
 import pathlib
+from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from mixmo_jax import batches, datasets, metrics, plots, reporting, sampling, workdir
+from mixmo_jax import (
+    batches,
+    corruptions,
+    datasets,
+    inference,
+    metrics,
+    plots,
+    reporting,
+    sampling,
+    workdir,
+)
 from mixmo_jax.checkpoints import BestCheckpoint, Checkpoints
 from mixmo_jax.datasets import Dataset
 from mixmo_jax.errors import InputError
@@ -99,6 +111,72 @@ def evaluate(folder: pathlib.Path) -> dict[str, float]:
     return _evaluate(trainer, state, folder)
 
 
+def import_variables(
+    config: ml_collections.ConfigDict, variables: dict, num_classes: int, folder: pathlib.Path
+) -> dict[str, float]:
+    """Makes a finished run of variables trained elsewhere, and evaluates it.
+
+    Args:
+      config: checked; describes the network.
+      variables: of the network.
+      num_classes: K of the network.
+      folder: of the run, new.
+
+    Returns:
+      The scores, see `metrics.score`.
+    """
+    if (folder / workdir.CONFIG).exists():
+        raise InputError(f"workdir={folder}: holds a run already")
+    trainer = _create_trainer(config, folder)
+    if trainer.dataset.num_classes != num_classes:
+        found = f"{trainer.dataset.num_classes} classes, the network {num_classes}"
+        raise InputError(f"dataset.name={config.dataset.name!r}: {found}")
+    workdir.open_run(folder, config, trainer.dataset)
+    step = config.num_epochs * trainer.steps_per_epoch
+    state = trainer.create_state().replace(step=jnp.int32(step), **variables)
+    kept = [workdir.CHECKPOINTS] + [workdir.BEST] * (trainer.dataset.validation is not None)
+    for name in kept:
+        with Checkpoints(folder / name) as checkpoints:
+            checkpoints.save(step, state)
+    return _evaluate(trainer, state, folder)
+
+
+def evaluate_ensemble(folders: Sequence[pathlib.Path]) -> dict[str, float]:
+    """Evaluates the deep ensemble of several finished runs; writes to the first one's folder.
+
+    Returns:
+      The scores, see `metrics.score`.
+
+    Raises:
+      InputError: if there is no finished run in a folder, or the runs do not fit together.
+    """
+    model = inference.load(folders)
+    test = datasets.load(model.config.dataset).test
+    title = f"ensemble of {len(folders)} runs, {model.num_members} members"
+    logits = model.logits(test.images)
+    results = _score(f"{title}: {len(test):,} test images", logits, test.labels, model.ensemble)
+    results["runs"] = [str(folder) for folder in folders]
+    workdir.write_json(folders[0] / workdir.ENSEMBLE, results)
+    return results["scores"]
+
+
+def evaluate_corruptions(folders: Sequence[pathlib.Path], images: pathlib.Path) -> dict:
+    """Evaluates one or several finished runs on corrupted images; writes to the first folder.
+
+    Args:
+      folders: of the runs.
+      images: folder in the layout of CIFAR-10-C.
+
+    Returns:
+      The scores, see `corruptions.score_corruptions`.
+    """
+    model = inference.load(folders)
+    results = corruptions.score_corruptions(model.logits, images, model.image_shape, model.ensemble)
+    print(reporting.corruption_table(results))
+    workdir.write_json(folders[0] / workdir.CORRUPTIONS, results)
+    return results
+
+
 def _evaluate(trainer: Trainer, state: TrainState, folder: pathlib.Path) -> dict[str, float]:
     """Scores a trained state on the test split, writes and prints it.
 
@@ -109,15 +187,26 @@ def _evaluate(trainer: Trainer, state: TrainState, folder: pathlib.Path) -> dict
         with Checkpoints(folder / workdir.BEST) as best:
             state = best.restore(best.latest_step, jax.eval_shape(trainer.create_state))
     epoch = int(state.step) // trainer.steps_per_epoch
-    scores, logits = trainer.score(state.variables, test)
-    log_probs = metrics.ensemble_log_probs(logits, config.evaluation.ensemble)
-    plots.reliability_diagram(folder / "reliability.png", np.exp(log_probs), test.labels)
+    logits = trainer.logits(state.variables, test.images)
+    probs = np.exp(metrics.ensemble_log_probs(logits, config.evaluation.ensemble))
+    plots.reliability_diagram(folder / "reliability.png", probs, test.labels)
     title = f"{config.dataset.name}, {config.method}, seed {config.seed}"
     which = "the last" if trainer.dataset.validation is None else "the best in validation"
-    print(f"\n{title}: {len(test):,} test images, epoch {epoch} ({which})")
-    print(reporting.score_table(scores))
-    workdir.write_results(folder, {"epoch": epoch, "test_images": len(test), "scores": scores})
-    return scores
+    title += f": {len(test):,} test images, epoch {epoch} ({which})"
+    results = _score(title, logits, test.labels, config.evaluation.ensemble)
+    results = {"epoch": epoch, "test_images": len(test), **results}
+    workdir.write_results(folder, results, int(state.step))
+    return results["scores"]
+
+
+def _score(title: str, logits: np.ndarray, labels: np.ndarray, ensemble: str) -> dict:
+    """Scores and prints them, before and after temperature scaling."""
+    scores = metrics.score(logits, labels, ensemble)
+    scaled, temperatures = metrics.score_scaled(logits, labels, ensemble)
+    print(f"\n{title}")
+    print(reporting.score_table(scores, scaled))
+    print(f"  temperatures fitted on halves: {temperatures[0]:.4f}, {temperatures[1]:.4f}")
+    return {"scores": scores, "scaled_scores": scaled, "temperatures": temperatures}
 
 
 def _draw_training_inputs(trainer: Trainer, key: jax.Array, folder: pathlib.Path) -> None:

@@ -1,5 +1,6 @@
 """Training: the state, the step, the one pmap, the loop."""
 
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,8 @@ import ml_collections
 import numpy as np
 import optax
 
-from mixmo_jax import batches, devices, evaluate, losses, optimizers, sampling, streaming
+from mixmo_jax import batches, devices, evaluate, losses, metrics, optimizers, sampling, streaming
+from mixmo_jax.augment import normalize
 from mixmo_jax.batches import RawBatch
 from mixmo_jax.checkpoints import BestCheckpoint, Checkpoints
 from mixmo_jax.datasets import Dataset, Split
@@ -184,11 +186,10 @@ class Trainer:
         stem_shape = self.model.stem_shape(*dataset.image_shape[:2])
         self.batch_fn = batches.make_batch_fn(config, dataset, stem_shape)
         self.streamed = streaming.is_streamed(config.dataset.placement, dataset.train.nbytes)
-        self.score = evaluate.make_score_fn(
+        self.logits = evaluate.make_logits_fn(
             self.model,
-            dataset,
-            batch_size=min(config.evaluation.batch_size, len(dataset.test)),
-            ensemble=config.evaluation.ensemble,
+            functools.partial(normalize, mean=dataset.mean, std=dataset.std),
+            min(config.evaluation.batch_size, len(dataset.test)),
         )
 
     def create_state(self) -> TrainState:
@@ -249,7 +250,9 @@ class Trainer:
                 last = epoch == config.num_epochs
                 saved = devices.unreplicate(state)
                 if last or epoch % config.evaluation.every_epochs == 0:
-                    line[name], _ = self.score(saved.variables, held_out)
+                    logits = self.logits(saved.variables, held_out.images)
+                    ensemble = config.evaluation.ensemble
+                    line[name] = metrics.score(logits, held_out.labels, ensemble)
                 log.write(line)
                 progress.end_epoch(line)
                 if best is not None and name in line:

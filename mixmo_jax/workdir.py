@@ -14,6 +14,7 @@ from mixmo_jax.errors import InputError
 
 CONFIG, DATASET, METRICS, RESULTS = "config.json", "dataset.json", "metrics.jsonl", "results.json"
 CHECKPOINTS, BEST = "checkpoints", "best_checkpoint"
+ENSEMBLE, CORRUPTIONS = "ensemble.json", "corruptions.json"
 
 # Fields that may differ between the sessions of one run: they do not change what is computed.
 _NEUTRAL_FIELDS = {
@@ -65,15 +66,20 @@ def with_kept_facts(folder: pathlib.Path, dataset: Dataset) -> Dataset:
     """
     if not (folder / DATASET).exists():
         return dataset
+    facts = read_facts(folder)
+    for name in ("image_shape", "class_names"):
+        if facts[name] != tuple(getattr(dataset, name)):
+            raise InputError(f"workdir={folder}: its run began with data of another {name}")
+    return dataset.replace(mean=facts["mean"], std=facts["std"])
+
+
+def read_facts(folder: pathlib.Path) -> dict[str, tuple]:
+    """Reads what a run keeps of its data: `image_shape`, `class_names`, `mean`, `std`."""
     try:
         facts = json.loads((folder / DATASET).read_text())
-        kept = {name: tuple(facts[name]) for name in ("image_shape", "class_names", "mean", "std")}
+        return {name: tuple(facts[name]) for name in ("image_shape", "class_names", "mean", "std")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / DATASET}: cannot be read: {error}") from None
-    for name in ("image_shape", "class_names"):
-        if kept[name] != tuple(getattr(dataset, name)):
-            raise InputError(f"workdir={folder}: its run began with data of another {name}")
-    return dataset.replace(mean=kept["mean"], std=kept["std"])
 
 
 def read_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
@@ -89,15 +95,38 @@ def read_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
 
 
 def write_text(file: pathlib.Path, text: str) -> None:
-    """Writes a file at once: a reader finds the old text or the new, never a part."""
+    """Writes a text file, see `write_bytes`."""
+    write_bytes(file, text.encode())
+
+
+def write_bytes(file: pathlib.Path, content: bytes) -> None:
+    """Writes a file at once: a reader finds the old content or the new, never a part."""
     part = file.with_name(f".{file.name}.part")
-    part.write_text(text)
+    part.write_bytes(content)
     os.replace(part, file)
 
 
-def write_results(folder: pathlib.Path, results: dict) -> None:
-    """Writes the final scores; numbers that JSON cannot hold become null."""
-    write_text(folder / RESULTS, json.dumps(_finite(results), indent=2) + "\n")
+def write_results(folder: pathlib.Path, results: dict, step: int) -> None:
+    """Writes the final scores, also for TensorBoard; what JSON cannot hold becomes null."""
+    results = _finite(results)
+    with tensorboardX.SummaryWriter(str(folder), filename_suffix=".final") as events:
+        for name, value in _flat({k: v for k, v in results.items() if k.endswith("scores")}):
+            if value is not None:
+                events.add_scalar(f"final/{name}", value, step)
+    write_json(folder / RESULTS, results)
+
+
+def write_json(file: pathlib.Path, values: dict) -> None:
+    """Writes a JSON file at once; numbers that JSON cannot hold become null."""
+    write_text(file, json.dumps(_finite(values), indent=2) + "\n")
+
+
+def read_results(folder: pathlib.Path) -> dict:
+    """Reads the final scores; empty without any."""
+    try:
+        return json.loads((folder / RESULTS).read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def read_metrics(folder: pathlib.Path) -> list[dict]:

@@ -89,10 +89,14 @@ def test_log_drops_what_lies_beyond_the_checkpoint(tmp_path):
 
 def test_results_are_valid_json(tmp_path):
     """Infinities and NaN, which JSON lacks, become null."""
-    workdir.write_results(tmp_path, {"scores": {"ratio_error": float("inf"), "nll": 0.5}})
-    text = (tmp_path / workdir.RESULTS).read_text()
-    assert json.loads(text) == {"scores": {"ratio_error": None, "nll": 0.5}}
-    assert [f.name for f in tmp_path.iterdir()] == [workdir.RESULTS]
+    results = {"scores": {"ratio_error": float("inf"), "nll": 0.5}}
+    workdir.write_results(tmp_path, results, step=3)
+    expected = {"scores": {"ratio_error": None, "nll": 0.5}}
+    assert json.loads((tmp_path / workdir.RESULTS).read_text()) == expected
+    assert workdir.read_results(tmp_path) == expected
+    events, results = sorted(f.name for f in tmp_path.iterdir())
+    assert events.startswith("events.out.tfevents")
+    assert results == workdir.RESULTS
 
 
 def test_facts_of_the_data_are_kept(tmp_path, config, dataset):

@@ -13,14 +13,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mixmo_jax.errors import InputError
 
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _CHUNK = 256
 _UNDECODABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 
 
-def _to_rgb(image):
+def _to_colour(image, channels):
     if image.mode.startswith("I;16"):  # Pillow would cut it off at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image.convert("RGB")
+    return image.convert("RGB" if channels == 3 else "L")
 
 
 def decode_images(
@@ -36,7 +37,7 @@ def decode_images(
     Args:
       read: returns the content of a file.
       names: of the files.
-      out: [N, H, W, 3] uint8, filled in. Grey images become RGB.
+      out: [N, H, W, C] uint8, filled in: images become RGB (C = 3) or grey (C = 1).
       resize: whether to bring images to H x W, by scaling and cropping the centre; if not, an
         image of another size is an error.
       where: the source, for messages.
@@ -51,7 +52,7 @@ def decode_images(
             content = read(names[i])
             try:
                 with Image.open(io.BytesIO(content)) as image:
-                    image = _to_rgb(ImageOps.exif_transpose(image))
+                    image = _to_colour(ImageOps.exif_transpose(image), out.shape[-1])
             except UnidentifiedImageError:
                 raise InputError(f"{where}: {names[i]}: not an image") from None
             except _UNDECODABLE as error:
@@ -61,7 +62,7 @@ def decode_images(
             elif image.size != (width, height):
                 size = "x".join(map(str, image.size))
                 raise InputError(f"{where}: {names[i]}: is {size}, expected {width}x{height}")
-            out[i] = image
+            out[i] = np.asarray(image).reshape(out.shape[1:])
         return min(_CHUNK, len(names) - start)
 
     with (

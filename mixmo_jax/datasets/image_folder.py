@@ -7,11 +7,9 @@ import numpy as np
 
 from mixmo_jax.datasets.archives import Files
 from mixmo_jax.datasets.cache import Arrays
-from mixmo_jax.datasets.decode import decode_images
+from mixmo_jax.datasets.decode import ENDINGS, decode_images
 from mixmo_jax.datasets.source import Source
 from mixmo_jax.errors import InputError
-
-_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def read_index(path: pathlib.Path) -> tuple[list[str], dict[str, list[tuple[str, int]]]]:
@@ -47,9 +45,9 @@ def read_index(path: pathlib.Path) -> tuple[list[str], dict[str, list[tuple[str,
         for name in _class_folders(root):
             if name not in labels:
                 raise InputError(f"{root / name}: there is no such class in {roots['train']}")
-            images = [n for n in Files(root / name).names if n.lower().endswith(_ENDINGS)]
+            images = [n for n in Files(root / name).names if n.lower().endswith(ENDINGS)]
             if not images:
-                raise InputError(f"{root / name}: no images ({', '.join(_ENDINGS)})")
+                raise InputError(f"{root / name}: no images ({', '.join(ENDINGS)})")
             folder = (root / name).relative_to(path).as_posix()
             splits[split] += [(f"{folder}/{image}", labels[name]) for image in images]
     return class_names, splits

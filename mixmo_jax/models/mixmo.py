@@ -102,3 +102,7 @@ class MixMoNet(nn.Module):
     def stem_shape(self, height: int, width: int) -> tuple[int, int]:
         """(h, w) of the encoders' output for images of (height, width)."""
         return -(-height // self.stem_stride), -(-width // self.stem_stride)
+
+    def in_dtype(self, dtype: jnp.dtype) -> "MixMoNet":
+        """The same network, computing in another dtype."""
+        return self.clone(dtype=dtype, core=self.core.clone(dtype=dtype))

@@ -1,0 +1,108 @@
+"""Predicts the classes of image files.
+
+python -m mixmo_jax.predict --workdir=runs/digits-cut_mixmo-s0 image.png folder/
+python -m mixmo_jax.predict --workdir=run0,run1 --format=csv folder/ > predictions.csv
+"""
+
+import argparse
+import csv
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+
+from mixmo_jax import inference
+from mixmo_jax.datasets.decode import ENDINGS, decode_images
+from mixmo_jax.errors import InputError, run_command
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs a command line; returns 0, or 2 for wrong input."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mixmo_jax.predict",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--workdir", required=True, help="a finished run, or several: A,B,C")
+    parser.add_argument("--format", choices=["table", "csv", "json"], default="table")
+    parser.add_argument("images", nargs="+", type=pathlib.Path, help="files or folders of images")
+    arguments = parser.parse_args(argv[1:])
+    return run_command(lambda: _predict(arguments))
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    files = _find(arguments.images)
+    model = inference.load(arguments.workdir.split(","))
+    rows = predict_files(model, files)
+    if arguments.format == "json":
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+    elif arguments.format == "csv":
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(rows[0])
+        for row in rows:
+            writer.writerow(["|".join(v) if isinstance(v, list) else v for v in row.values()])
+    else:
+        width = max(len(row["file"]) for row in rows)
+        for row in rows:
+            note = f"  members disagree: {', '.join(row['votes'])}" if row["disagree"] else ""
+            print(f"{row['file']:<{width}}  {row['probability']:7.2%}  {row['class']}{note}")
+
+
+def predict_files(model: inference.Model, files: Sequence[pathlib.Path]) -> list[dict]:
+    """Predicts the classes of image files, scaled and cropped to what the network takes.
+
+    Args:
+      model: see `inference.load`.
+      files: one or more.
+
+    Returns:
+      For each file: `file`, `class`, its `probability`, the `votes` of the members, and whether
+      they `disagree`: a sign that the answer is uncertain.
+
+    Raises:
+      InputError: if a file is not an image.
+    """
+    images = np.zeros((len(files), *model.image_shape), np.uint8)
+    names = [str(file) for file in files]
+    decode_images(_read, names, images, resize=True, where=pathlib.Path("images"))
+    logits = model.logits(images)
+    rows = []
+    for name, probs, votes in zip(names, model.probs(logits), logits.argmax(-1), strict=True):
+        rows.append(
+            {
+                "file": name,
+                "class": model.class_names[probs.argmax()],
+                "probability": round(float(probs.max()), 6),
+                "votes": [model.class_names[vote] for vote in votes],
+                "disagree": bool((votes != votes[0]).any()),
+            }
+        )
+    return rows
+
+
+def _find(paths):
+    files = []
+    for path in paths:
+        if path.is_dir():
+            found = sorted(f for f in path.rglob("*") if f.name.lower().endswith(ENDINGS))
+            if not found:
+                raise InputError(f"{path}: no images ({', '.join(ENDINGS)})")
+            files += found
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise InputError(f"{path}: no such file or folder")
+    return files
+
+
+def _read(name: str) -> bytes:
+    try:
+        return pathlib.Path(name).read_bytes()
+    except OSError as error:
+        raise InputError(f"{name}: cannot be read: {error.strerror}") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -151,7 +151,7 @@ def evaluate_ensemble(folders: Sequence[pathlib.Path]) -> dict[str, float]:
       InputError: if there is no finished run in a folder, or the runs do not fit together.
     """
     model = inference.load(folders)
-    test = datasets.load(model.config.dataset).test
+    test = workdir.with_kept_facts(folders[0], datasets.load(model.config.dataset)).test
     title = f"ensemble of {len(folders)} runs, {model.num_members} members"
     logits = model.logits(test.images)
     results = _score(f"{title}: {len(test):,} test images", logits, test.labels, model.ensemble)

@@ -1,5 +1,6 @@
 """Finding, overriding and checking configs."""
 
+import difflib
 import importlib.util
 import json
 import math
@@ -192,7 +193,9 @@ def _find(path: str) -> pathlib.Path:
         return file
     if path in names() or (re.fullmatch(r"configs/\w+\.py", path) and file.stem in names()):
         return _PACKAGED / f"{file.stem}.py"
-    raise InputError(f"config={path}: no such file; the package brings {', '.join(names())}")
+    close = "".join(f"; did you mean {n}?" for n in difflib.get_close_matches(path, names(), 1))
+    brings = f"the package brings {', '.join(names())}"
+    raise InputError(f"config={path}: no such file{close or f'; {brings}'}")
 
 
 def _execute(file: pathlib.Path, method: str) -> ml_collections.ConfigDict:
@@ -223,5 +226,8 @@ def _override(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> No
     try:
         values(argv)
     except (flags.Error, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split()).replace("flag --config.", "")
-        raise InputError(reason) from None
+        reason = " ".join(str(error).split())
+        if match := re.match(r"flag --config\.([\w.]+)=(.*?): ", reason):
+            field, value = match.groups()
+            raise InputError(f"{field}={value}: expected {_RULES[field][1]}") from None
+        raise InputError(reason.replace("flag --config.", "")) from None

@@ -189,6 +189,7 @@ def load_network(folder: pathlib.Path) -> Network:
     """Loads the network of a finished run; its temperature, too, if it has been evaluated."""
     config = workdir.read_config(folder)
     facts = workdir.read_facts(folder)
+    del facts["num_images"]
     results = workdir.read_results(folder)
     if not results:
         raise InputError(f"workdir={folder}: holds no finished run ({workdir.RESULTS})")

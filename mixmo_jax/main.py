@@ -47,7 +47,9 @@ def _run(argv: Sequence[str]) -> None:
         raise InputError(str(error)) from None
     for flag in overrides:
         if not _FIELD.match(flag):
-            raise unknown("flag", flag, [f"--{name}" for name in known])
+            # "--confg.seed" may stand for "--config.seed".
+            dotted = [f"--config.{flag.partition('.')[2]}"] if "." in flag else []
+            raise unknown("flag", flag, [*dotted, *(f"--{name}" for name in known)])
     if known.mode == "evaluate":
         _evaluate(known, overrides)
     else:

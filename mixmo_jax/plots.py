@@ -24,7 +24,7 @@ def learning_curves(file: pathlib.Path, lines: Sequence[dict]) -> None:
     """
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot([line["epoch"] for line in lines], [line["loss"] for line in lines])
+    left.plot([line["epoch"] for line in lines], [line["loss"] for line in lines], marker=".")
     left.set(xlabel="epoch", ylabel="training loss (sum over members, nats)")
     held_out = "validation" if any("validation" in line for line in lines) else "test"
     scored = [line for line in lines if held_out in line]
@@ -34,7 +34,7 @@ def learning_curves(file: pathlib.Path, lines: Sequence[dict]) -> None:
             style = {"lw": 2} if name == "accuracy" else {"lw": 1, "ls": "--"}
             label = "ensemble" if name == "accuracy" else f"member {name[15:]}"
             values = [100 * line[held_out][name] for line in scored]
-            right.plot(epochs, values, label=label, **style)
+            right.plot(epochs, values, marker=".", label=label, **style)
     right.set(xlabel="epoch", ylabel=f"{held_out} accuracy (%)")
     right.legend()
     for axis in (left, right):
@@ -58,9 +58,10 @@ def reliability_diagram(file: pathlib.Path, probs: np.ndarray, labels: np.ndarra
     filled = counts > 0
     top.plot([0, 1], [0, 1], color="grey", ls="--", label="perfectly calibrated")
     top.bar(centres[filled], accuracy[filled], 1 / len(counts), edgecolor="white", label="accuracy")
-    top.plot(confidence[filled], accuracy[filled], "k.", label="mean confidence of the bin")
+    marks = {"ls": "", "marker": ".", "color": "black", "clip_on": False}
+    top.plot(confidence[filled], accuracy[filled], label="mean confidence of the bin", **marks)
     top.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), title=f"ECE {ece:.4f}")
-    top.legend(loc="upper left")
+    figure.legend(loc="outside upper center", ncols=2, fontsize="small")
     bottom.bar(centres, counts, 1 / len(counts), edgecolor="white")
     bottom.set(xlabel="confidence (top probability)", ylabel="test images")
     figure.savefig(file, dpi=120)

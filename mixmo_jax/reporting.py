@@ -4,6 +4,7 @@ import datetime
 import time
 
 import jax
+import numpy as np
 import optax
 import tqdm
 
@@ -40,6 +41,7 @@ class Progress:
             dynamic_ncols=True,
             disable=None,
         )
+        self._first_epoch = first_epoch
         self._postfix = {}
         self._refreshed = time.monotonic()
         self._epoch_start = None  # with the first step compiled
@@ -54,6 +56,7 @@ class Progress:
         """Counts the steps of one call, of which the losses are [devices, steps]."""
         if self._epoch_start is None:
             self._epoch_start = time.monotonic()
+            self._bar.set_description_str(f"epoch {self._first_epoch}", refresh=False)
         if self._bar.disable:
             return
         self._bar.update(losses.shape[1] * self._batch_size)
@@ -95,8 +98,9 @@ def score_table(scores: dict[str, float], scaled: dict[str, float]) -> str:
     lines = [f"  {'':<24}{'plain':>10}{'scaled':>10}"]
     for name in names:
         if name in scores:
-            form = (lambda x: f"{100 * x:.2f} %") if name in shares else (lambda x: f"{x:.4f}")
-            cells = "".join(f"{form(column[name]):>10}" for column in (scores, scaled))
+            form = "{:.2%}" if name in shares else "{:.4f}"
+            values = [column[name] for column in (scores, scaled)]
+            cells = "".join(f"{'-' if np.isnan(x) else form.format(x):>10}" for x in values)
             lines.append(f"  {name.replace('_', ' '):<24}{cells}")
     return "\n".join(lines)
 

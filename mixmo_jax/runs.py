@@ -51,7 +51,7 @@ def train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, 
             state = checkpoints.restore(checkpoints.latest_step, state)
         epochs_done = int(state.step) // trainer.steps_per_epoch
         if epochs_done == config.num_epochs:
-            print(f"{folder} is finished ({epochs_done} epochs); evaluating it")
+            print(f"{folder} is finished (epoch {epochs_done}); evaluating it")
         else:
             print(f"{folder}: " + (f"resuming after epoch {epochs_done}" if epochs_done else "new"))
             _draw_training_inputs(trainer, state.key, folder)
@@ -69,8 +69,7 @@ def _create_trainer(config: ml_collections.ConfigDict, folder: pathlib.Path) -> 
 
 
 def _describe(config: ml_collections.ConfigDict, dataset: Dataset) -> str:
-    splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
-    counts = [f"{len(split):,} {name}" for name, split in splits.items() if split is not None]
+    counts = [f"{count:,} {split}" for split, count in dataset.num_images.items()]
     return f"{config.dataset.name}: {', '.join(counts)} images, {dataset.num_classes} classes"
 
 

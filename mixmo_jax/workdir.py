@@ -49,6 +49,7 @@ def open_run(folder: pathlib.Path, config: ml_collections.ConfigDict, dataset: D
         "class_names": dataset.class_names,
         "mean": dataset.mean,
         "std": dataset.std,
+        "num_images": dataset.num_images,
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,14 +71,27 @@ def with_kept_facts(folder: pathlib.Path, dataset: Dataset) -> Dataset:
     for name in ("image_shape", "class_names"):
         if facts[name] != tuple(getattr(dataset, name)):
             raise InputError(f"workdir={folder}: its run began with data of another {name}")
+    if facts["num_images"] != dataset.num_images:
+        began, now = (_counts(n) for n in (facts["num_images"], dataset.num_images))
+        raise InputError(f"workdir={folder}: its run began with {began} images, now {now}")
     return dataset.replace(mean=facts["mean"], std=facts["std"])
 
 
-def read_facts(folder: pathlib.Path) -> dict[str, tuple]:
-    """Reads what a run keeps of its data: `image_shape`, `class_names`, `mean`, `std`."""
+def _counts(num_images: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {split}" for split, count in num_images.items())
+
+
+def read_facts(folder: pathlib.Path) -> dict:
+    """Reads what a run keeps of its data.
+
+    Returns:
+      `image_shape`, `class_names`, `mean` and `std` as tuples, and `num_images` of each split.
+    """
     try:
         facts = json.loads((folder / DATASET).read_text())
-        return {name: tuple(facts[name]) for name in ("image_shape", "class_names", "mean", "std")}
+        names = ("image_shape", "class_names", "mean", "std")
+        kept = {name: tuple(facts[name]) for name in names}
+        return {**kept, "num_images": dict(facts["num_images"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / DATASET}: cannot be read: {error}") from None
 
@@ -172,7 +186,10 @@ def _compare(folder, old, new):
     changed = [k for k in old if old[k] != new[k] and k not in _NEUTRAL_FIELDS]
     if changed:
         differences = ", ".join(f"{k}={old[k]!r} (now {new[k]!r})" for k in changed)
-        raise InputError(f"workdir={folder}: holds a run of another config: {differences}")
+        raise InputError(
+            f"workdir={folder}: holds a run of another config: {differences}; "
+            "choose another --workdir"
+        )
 
 
 def _finite(value):

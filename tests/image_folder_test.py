@@ -255,13 +255,13 @@ def test_mean_and_deviation_are_measured(tmp_path):
 
 
 def test_no_folder_is_given():
-    with pytest.raises(InputError, match=r"^dataset\.data_dir='': expected a folder that exists$"):
+    with pytest.raises(InputError, match=r"^dataset\.data_dir='': expected a folder with one folder"):
         load("")
 
 
 def test_the_folder_is_missing(tmp_path):
     missing = tmp_path / "missing"
-    refused(missing, rf"^dataset\.data_dir='{missing}': expected a folder that exists$")
+    refused(missing, rf"^dataset\.data_dir='{missing}': expected a folder with one folder")
 
 
 def test_a_file_instead_of_a_folder(tmp_path):

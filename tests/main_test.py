@@ -92,7 +92,7 @@ def test_finished_run_is_found_finished(finished_run, capsys):
     before = (folder / "results.json").read_text()
     assert main(["", *QUICK, f"--workdir={folder}"]) == 0
     output = capsys.readouterr().out
-    assert f"{folder} is finished (2 epochs)" in output
+    assert f"{folder} is finished (epoch 2)" in output
     assert "accuracy member1" in output
     assert (folder / "results.json").read_text() == before
 

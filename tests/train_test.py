@@ -252,7 +252,7 @@ def test_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path, dataset, monkeyp
 
     # Run once more, it is found finished and is evaluated.
     runs.train(config, parts)
-    assert "is finished (3 epochs)" in capsys.readouterr().out
+    assert "is finished (epoch 3)" in capsys.readouterr().out
     assert (parts / workdir.RESULTS).read_text() == results[0]
     # So does evaluate mode, from the folder alone.
     runs.evaluate(parts)

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from mixmo_jax import config as config_lib
@@ -120,3 +121,11 @@ def test_damaged_facts(tmp_path, dataset, text):
     (tmp_path / workdir.DATASET).write_text(text)
     with pytest.raises(InputError, match=r"dataset\.json: cannot be read"):
         workdir.with_kept_facts(tmp_path, dataset)
+
+
+def test_more_images_than_at_the_start_are_refused(tmp_path, config, dataset):
+    workdir.open_run(tmp_path, config, dataset)
+    fewer = dataset.replace(test=dataset.test.subset(np.arange(90)))
+    message = "began with 1,437 train, 360 test images, now 1,437 train, 90 test"
+    with pytest.raises(InputError, match=message):
+        workdir.with_kept_facts(tmp_path, fewer)

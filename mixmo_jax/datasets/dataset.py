@@ -87,5 +87,11 @@ class Dataset:
         return self.train.images.shape[1:]
 
     @property
+    def num_images(self) -> dict[str, int]:
+        """Images of each split."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: len(split) for name, split in splits.items() if split is not None}
+
+    @property
     def num_classes(self) -> int:
         return len(self.class_names)

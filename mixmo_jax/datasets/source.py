@@ -57,7 +57,9 @@ class Source:
         """
         if self.url is None:
             if not data_dir or not pathlib.Path(data_dir).expanduser().exists():
-                raise invalid("dataset.data_dir", data_dir, "a folder that exists")
+                raise invalid(
+                    "dataset.data_dir", data_dir, "a folder with one folder of images per class"
+                )
             return pathlib.Path(data_dir).expanduser()
         default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
         folder = pathlib.Path(data_dir or default).expanduser()

@@ -38,7 +38,8 @@ def learning_curves(file: pathlib.Path, lines: Sequence[dict]) -> None:
     right.set(xlabel="epoch", ylabel=f"{held_out} accuracy (%)")
     right.legend()
     for axis in (left, right):
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axis.set_xlim(0.5, max((line["epoch"] for line in lines), default=1) + 0.5)
     figure.savefig(file, dpi=120)
 
 

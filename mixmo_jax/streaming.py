@@ -47,7 +47,10 @@ def make_stream_fn(
       The function. Its `RawBatch`es are [devices, steps of the call, M, B / devices, …], on their
       devices.
     """
-    host = jax.local_devices(backend="cpu")[0]
+    try:
+        host = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX was told to use nothing but the accelerator
+        host = jax.local_devices()[0]
 
     @jax.jit
     def epoch_indices(key: jax.Array, epoch: jax.Array):

@@ -54,17 +54,16 @@ class Checkpoints:
 class BestCheckpoint(Checkpoints):
     """Keeps one state, that with the highest score, the later of equals.
 
-    Args:
-      folder: of the checkpoint.
+    Attributes:
       score: of the state it holds.
     """
 
-    def __init__(self, folder: pathlib.Path, score: float = -math.inf):
+    def __init__(self, folder: pathlib.Path):
         super().__init__(folder, max_to_keep=1)
-        self._score = score
+        self.score = -math.inf
 
     def offer(self, step: int, state: State, score: float) -> None:
         """Saves a state, unless its score is lower than that of the state held."""
-        if score >= self._score:
+        if score >= self.score:
             self.save(step, state)
-            self._score = score
+            self.score = score

@@ -1,7 +1,6 @@
 """A run from its config to its pictures, and from its folder to its scores."""
 
 import contextlib
-import math
 import pathlib
 from collections.abc import Sequence
 
@@ -77,14 +76,11 @@ def _best_checkpoint(trainer: Trainer, folder: pathlib.Path, epochs_done: int):
     """The checkpoint of the best epoch so far, if there is a validation split to choose it by."""
     if trainer.dataset.validation is None:
         return contextlib.nullcontext()
-    lines = workdir.read_metrics(folder)
-    scores = [
-        line["validation"]["accuracy"]
-        for line in lines
-        if "validation" in line and line["epoch"] <= epochs_done
-    ]
-    best = BestCheckpoint(folder / workdir.BEST, max(scores, default=-math.inf))
+    best = BestCheckpoint(folder / workdir.BEST)
     best.drop_after(epochs_done * trainer.steps_per_epoch)
+    for line in workdir.read_metrics(folder):
+        if line["step"] == best.latest_step:
+            best.score = line["validation"]["accuracy"]
     return best
 
 

@@ -1,6 +1,7 @@
 """Robustness: scores on corrupted test images in the layout of CIFAR-10-C. (arXiv 1903.12261.)"""
 
 import pathlib
+import zipfile
 from collections.abc import Callable
 
 import numpy as np
@@ -34,10 +35,15 @@ def score_corruptions(
     Raises:
       InputError: if a file is missing, damaged or of another shape.
     """
-    labels = _read(folder / _LABELS).astype(np.int64)
+    labels = _read(folder / _LABELS)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(f"{folder / _LABELS}: {labels.dtype}, expected integers")
+    labels = labels.astype(np.int64)
     files = sorted(f for f in folder.glob("*.npy") if f.name != _LABELS)
     if not files:
         raise InputError(f"corruptions={folder}: no files besides {_LABELS}")
+    if folder / "mean.npy" in files:
+        raise InputError(f"{folder / 'mean.npy'}: expected another name; it is that of the mean")
     if labels.ndim != 1 or not len(labels) or len(labels) % SEVERITIES:
         raise InputError(f"{folder / _LABELS}: shape {labels.shape}, expected [{SEVERITIES} n]")
     arrays = {file.stem: _read(file) for file in files}
@@ -58,10 +64,13 @@ def score_corruptions(
 
 def _read(file):
     try:
-        return np.load(file, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
+        array = np.load(file, mmap_mode="r")
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise InputError(f"{file}: cannot be read: {reason}") from None
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{file}: cannot be read: an archive, expected one array")
+    return array
 
 
 def _mean(scores):

@@ -41,6 +41,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    output = arguments.output
+    side = output.with_name(f"{output.name}.json") if output.name else output
+    for file in (output, side):
+        if file.is_dir():
+            raise InputError(f"output={output}: {file} is a folder")
     model = inference.load(arguments.workdir)
     serialized = export(model if arguments.no_fold else model.fold())
     facts = {
@@ -50,11 +55,11 @@ def _export(arguments: argparse.Namespace) -> None:
         "output": "probabilities, float32 [N, K]",
     }
     try:
-        workdir.write_bytes(arguments.output, serialized)
-        workdir.write_json(arguments.output.with_name(f"{arguments.output.name}.json"), facts)
+        workdir.write_bytes(output, serialized)
+        workdir.write_json(side, facts)
     except OSError as error:
-        raise InputError(f"output={arguments.output}: {error.strerror}") from None
-    print(f"{arguments.output}: {len(serialized):,} bytes, for {', '.join(PLATFORMS)}")
+        raise InputError(f"output={output}: {error.strerror}") from None
+    print(f"{output}: {len(serialized):,} bytes, for {', '.join(PLATFORMS)}")
 
 
 def export(model: inference.Model) -> bytes:

@@ -156,7 +156,10 @@ class Model:
 
     def _checked(self, images, preprocess):
         """The images as [N, H, W, C], if they can be used."""
-        images = np.asarray(images)
+        try:
+            images = np.asarray(images)
+        except ValueError:
+            raise InputError("images: they differ in shape") from None
         if images.ndim == 3 and self.image_shape[2] == 1:
             images = images[..., None]
         expected = np.uint8 if preprocess else np.float32
@@ -196,15 +199,36 @@ def load_network(folder: pathlib.Path) -> Network:
     model = create_model(config.model, len(facts["class_names"]))
     tx, _ = create_optimizer(config, steps_per_epoch=1)
     like = jax.eval_shape(lambda: create_train_state(0, model, tx, facts["image_shape"]))
-    best = (folder / workdir.BEST).is_dir()
-    with Checkpoints(folder / (workdir.BEST if best else workdir.CHECKPOINTS)) as checkpoints:
-        if checkpoints.latest_step is None:
-            raise InputError(f"workdir={folder}: has no checkpoint")
-        state = checkpoints.restore(checkpoints.latest_step, like)
+    state = _restore(folder, like)
     return Network(
         model=model,
         variables=state.variables,
         config=config,
-        temperature=float(np.mean(results.get("temperatures") or 1.0)),
+        temperature=_temperature(folder, results),
         **facts,
     )
+
+
+def _restore(folder, like):
+    """The state of the best epoch, or else of the last."""
+    best = (folder / workdir.BEST).is_dir()
+    place = folder / (workdir.BEST if best else workdir.CHECKPOINTS)
+    if not place.is_dir():  # else it would be made
+        raise InputError(f"workdir={folder}: has no checkpoint")
+    with Checkpoints(place) as checkpoints:
+        if checkpoints.latest_step is None:
+            raise InputError(f"workdir={folder}: has no checkpoint")
+        try:
+            return checkpoints.restore(checkpoints.latest_step, like)
+        except Exception as error:  # whatever a damaged checkpoint leads to
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{place}: not a checkpoint of this run: {reason}") from error
+
+
+def _temperature(folder, results):
+    found = results.get("temperatures", [1.0])
+    numbers = isinstance(found, list) and all(isinstance(t, (int, float)) for t in found)
+    if not numbers or not found or not all(0 < t < np.inf for t in found):
+        file = folder / workdir.RESULTS
+        raise InputError(f"{file}: temperatures={found!r}: expected numbers > 0")
+    return float(np.mean(found))

@@ -86,7 +86,8 @@ def _find(paths):
     files = []
     for path in paths:
         if path.is_dir():
-            found = sorted(f for f in path.rglob("*") if f.name.lower().endswith(ENDINGS))
+            images = (f for f in path.rglob("*") if f.name.lower().endswith(ENDINGS))
+            found = sorted(f for f in images if f.is_file())
             if not found:
                 raise InputError(f"{path}: no images ({', '.join(ENDINGS)})")
             files += found

@@ -1,5 +1,6 @@
 """The folder of a run: its config, metrics and results."""
 
+import contextlib
 import json
 import math
 import os
@@ -116,8 +117,13 @@ def write_text(file: pathlib.Path, text: str) -> None:
 def write_bytes(file: pathlib.Path, content: bytes) -> None:
     """Writes a file at once: a reader finds the old content or the new, never a part."""
     part = file.with_name(f".{file.name}.part")
-    part.write_bytes(content)
-    os.replace(part, file)
+    try:
+        part.write_bytes(content)
+        os.replace(part, file)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
 
 
 def write_results(folder: pathlib.Path, results: dict, step: int) -> None:
@@ -138,9 +144,10 @@ def write_json(file: pathlib.Path, values: dict) -> None:
 def read_results(folder: pathlib.Path) -> dict:
     """Reads the final scores; empty without any."""
     try:
-        return json.loads((folder / RESULTS).read_text())
+        results = json.loads((folder / RESULTS).read_text())
     except (OSError, ValueError):
         return {}
+    return results if isinstance(results, dict) else {}
 
 
 def read_metrics(folder: pathlib.Path) -> list[dict]:

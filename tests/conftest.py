@@ -19,3 +19,31 @@ def shared_goldens() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"needs the large golden numbers in {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory) -> pathlib.Path:
+    """The folder of a quick run, to be read only."""
+    return _train_digits(tmp_path_factory.mktemp("runs") / "run0", seed=0)
+
+
+@pytest.fixture(scope="session")
+def other_run(tmp_path_factory) -> pathlib.Path:
+    """The same with another seed."""
+    return _train_digits(tmp_path_factory.mktemp("runs") / "run1", seed=1)
+
+
+def _train_digits(folder: pathlib.Path, seed: int) -> pathlib.Path:
+    from mixmo_jax import config, runs
+
+    fields = {
+        "seed": seed,
+        "num_epochs": 1,
+        "model.width": 1,
+        "batch_size": 192,
+        "optimizer.warmup_steps": 0,
+        "optimizer.learning_rate": 0.1,
+    }
+    overrides = [f"--config.{name}={value}" for name, value in fields.items()]
+    runs.train(config.parse("digits", overrides)[1], folder)
+    return folder

@@ -255,7 +255,9 @@ def test_mean_and_deviation_are_measured(tmp_path):
 
 
 def test_no_folder_is_given():
-    with pytest.raises(InputError, match=r"^dataset\.data_dir='': expected a folder with one folder"):
+    with pytest.raises(
+        InputError, match=r"^dataset\.data_dir='': expected a folder with one folder"
+    ):
         load("")
 
 

@@ -7,9 +7,16 @@ import chex
 import numpy as np
 import pytest
 from scipy import special
-from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
+from sklearn.metrics import (
+    accuracy_score,
+    brier_score_loss,
+    log_loss,
+    roc_auc_score,
+    top_k_accuracy_score,
+)
 
 from mixmo_jax import metrics
+from mixmo_jax.errors import InputError
 
 N, M, K = 500, 3, 12
 
@@ -24,13 +31,19 @@ def predictions():
 
 
 @pytest.fixture(scope="module")
-def reference(shared_goldens):
-    """The reference's logits and labels, and the scores that it gives them."""
+def golden(shared_goldens):
+    """The reference's logits [N, M, K], its other arrays, and all its numbers."""
     folder = shared_goldens / "metrics"
     with np.load(folder / "m2_scale1.6.npz") as table:
         arrays = dict(table)
-    scores = json.loads((folder / "m2_scale1.6.json").read_text())["full_no_tempscale"]
-    return arrays, {key.removeprefix("final/"): entry["value"] for key, entry in scores.items()}
+    logits = np.stack([arrays["logits_0"], arrays["logits_1"]], axis=1)
+    return logits, arrays, json.loads((folder / "m2_scale1.6.json").read_text())
+
+
+def nll(logits, labels, temperature=1.0, ensemble="logits"):
+    """Mean NLL of logits / temperature."""
+    log_probs = metrics.ensemble_log_probs(logits / temperature, ensemble)
+    return log_loss(labels, np.exp(log_probs), labels=range(logits.shape[-1]))
 
 
 def naive_calibration_error(probs, labels, num_bins):
@@ -43,6 +56,21 @@ def naive_calibration_error(probs, labels, num_bins):
         if inside:
             error += abs(sum(top[i] - correct[i] for i in inside)) / len(top)
     return error
+
+
+def naive_adaptive_error(probs, labels):
+    """TACE by loops: of each class 15 bins of n // 15 probabilities, the rest in the last."""
+    error = 0.0
+    for k in range(probs.shape[1]):
+        pairs = sorted((p, y == k) for p, y in zip(probs[:, k], labels, strict=True) if p > 1e-3)
+        size = len(pairs) // 15
+        for i in range(15):
+            part = pairs[size * i : size * (i + 1) if i < 14 else None]
+            if part:
+                confidence = sum(p for p, _ in part) / len(part)
+                frequency = sum(y for _, y in part) / len(part)
+                error += len(part) * abs(confidence - frequency)
+    return error / probs.size
 
 
 def probs_with_top(top, num_classes):
@@ -87,8 +115,12 @@ def test_scores_equal_scikit_learn(predictions, ensemble):
         "accuracy": accuracy_score(labels, log_probs.argmax(1)),
         "top5_accuracy": top_k_accuracy_score(labels, log_probs, k=5, labels=classes),
         "nll": log_loss(labels, np.exp(log_probs), labels=classes),
+        "brier": sum(brier_score_loss(labels == k, np.exp(log_probs[:, k])) for k in classes),
         "ece": naive_calibration_error(np.exp(log_probs), labels, 15),
+        "tace": naive_adaptive_error(np.exp(log_probs), labels),
+        "auroc": roc_auc_score(log_probs.argmax(1) == labels, np.exp(log_probs).max(1)),
     }
+    expected["brier_per_class"] = expected["brier"] / K
     members = [accuracy_score(labels, logits[:, m].argmax(1)) for m in range(M)]
     expected |= {f"accuracy_member{m}": value for m, value in enumerate(members)}
     expected["accuracy_members_mean"] = np.mean(members)
@@ -97,28 +129,33 @@ def test_scores_equal_scikit_learn(predictions, ensemble):
     chex.assert_trees_all_close({key: scores[key] for key in expected}, expected, atol=1e-12)
 
 
-def test_scores_equal_reference(reference):
-    arrays, expected = reference
-    logits = np.stack([arrays["logits_0"], arrays["logits_1"]], axis=1)
+def test_scores_equal_reference(golden):
+    logits, arrays, numbers = golden
     scores = metrics.score(logits, arrays["labels"])
     names = {
         "accuracy": "accuracy",
         "top5_accuracy": "accuracytop5",
         "nll": "nll",
+        "brier_per_class": "brier",
         "ece": "ece",
+        "tace": "tace",
+        "auroc": "auc",
         "accuracy_member0": "accuracy_0",
         "accuracy_member1": "accuracy_1",
         "accuracy_members_mean": "accuracy_mean",
         "ratio_error": "diversity_ratioerrors",
     }
+    expected = numbers["full_no_tempscale"]
     chex.assert_trees_all_close(
         {name: scores[name] for name in names},
-        {name: expected[key] for name, key in names.items()},
+        {name: expected[f"final/{key}"]["value"] for name, key in names.items()},
         atol=1e-6,  # the reference computed in float32
         rtol=1e-6,
     )
     probs = np.exp(metrics.ensemble_log_probs(logits)).astype(np.float32)
     chex.assert_trees_all_close(probs, arrays["ensemble_probs"], atol=1e-6)
+    few = metrics.thresholded_adaptive_calibration_error(probs[:300], arrays["labels"][:300])
+    assert few == pytest.approx(numbers["tace_on_first_300_rows"], abs=1e-6)
 
 
 def test_single_member_has_no_diversity(predictions):
@@ -212,3 +249,124 @@ def test_diversity_of_scores_is_that_of_the_members(predictions):
     scores = metrics.score(logits, labels)
     assert scores["ratio_error"] == metrics.ratio_error(classes == labels[:, None])
     assert scores["disagreement"] == metrics.disagreement(classes)
+
+
+def test_brier_of_certain_and_of_uniform_answers():
+    labels = np.array([0, 3])
+    certain = 1e4 * np.eye(4)[labels][:, None]
+    assert metrics.score(certain, labels)["brier"] == pytest.approx(0, abs=1e-12)
+    assert metrics.score(certain, 3 - labels)["brier"] == pytest.approx(2)
+    assert metrics.score(0 * certain, labels)["brier"] == pytest.approx(3 / 4)
+
+
+@pytest.mark.parametrize("count", [1, 14, 15, 16, 44, 500])
+def test_adaptive_error_equals_loops(predictions, count):
+    logits, labels = predictions
+    probs = np.exp(metrics.ensemble_log_probs(3 * logits[:count]))  # some below the threshold
+    error = metrics.thresholded_adaptive_calibration_error(probs, labels[:count])
+    assert error == pytest.approx(naive_adaptive_error(probs, labels[:count]), abs=1e-12)
+
+
+def test_adaptive_error_of_fewer_than_15_is_that_of_one_bin():
+    probs = np.array([[0.8, 0.2, 0.0], [0.6, 0.4, 0.0], [0.3, 0.6995, 0.0005]])
+    labels = np.array([0, 1, 1])
+    # The third class has no probability above the threshold.
+    expected = (abs(1.7 - 1) + abs(1.2995 - 2)) / probs.size
+    error = metrics.thresholded_adaptive_calibration_error(probs, labels)
+    assert error == pytest.approx(expected, abs=1e-12)
+
+
+def test_auroc_equals_scikit_learn_with_ties(predictions):
+    logits, _ = predictions
+    values, positive = logits[:, 0, 0].round(1), logits[:, 1, 1] > 0
+    expected = roc_auc_score(positive, values)
+    assert metrics.auroc(values, positive) == pytest.approx(expected, abs=1e-12)
+    assert metrics.auroc(0 * values, positive) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("positive", [True, False])
+def test_auroc_of_one_kind_is_undefined(positive):
+    assert np.isnan(metrics.auroc(np.arange(3.0), np.full(3, positive)))
+
+
+@pytest.mark.parametrize(("indices", "name"), [("val_idx_A", "val_A"), ("test_idx_B", "test_B")])
+def test_temperature_is_no_worse_than_the_reference(golden, indices, name):
+    logits, arrays, numbers = golden
+    logits, labels = logits[arrays[indices]], arrays["labels"][arrays[indices]]
+    temperature = metrics.fit_temperature(logits, labels)
+    optimum, least = numbers[f"optimal_temp_{name}"]
+    assert temperature == pytest.approx(optimum, rel=1e-4)
+    found = nll(logits, labels, temperature)
+    assert found == pytest.approx(least, rel=1e-6)
+    assert found <= nll(logits, labels, numbers[f"temp_learned_on_{name}"])
+
+
+@pytest.mark.parametrize("ensemble", ["logits", "probabilities"])
+def test_temperature_is_least_and_follows_the_scale(predictions, ensemble):
+    logits, labels = predictions
+    temperature = metrics.fit_temperature(logits, labels, ensemble)
+    least = nll(logits, labels, temperature, ensemble)
+    for factor in (0.5, 0.99, 1.01, 2):
+        assert nll(logits, labels, factor * temperature, ensemble) > least
+    refitted = metrics.fit_temperature(logits / temperature, labels, ensemble)
+    assert refitted == pytest.approx(1, rel=1e-4)
+    scaled = metrics.fit_temperature(7 * logits, labels, ensemble)
+    assert scaled == pytest.approx(7 * temperature, rel=1e-4)
+
+
+def test_temperature_recovers_a_known_scale():
+    rng = np.random.default_rng(0)
+    logits = 2 * rng.standard_normal((20_000, 1, 5))
+    labels = (logits[:, 0] + rng.gumbel(size=(20_000, 5))).argmax(1)  # of the softmax
+    for scale in (0.3, 1, 4):
+        assert metrics.fit_temperature(scale * logits, labels) == pytest.approx(scale, rel=0.03)
+
+
+@pytest.mark.parametrize("ensemble", ["logits", "probabilities"])
+def test_scaled_scores_are_reproducible_and_cross_validated(predictions, ensemble):
+    logits, labels = predictions
+    logits = 4 * logits
+    scores = metrics.score(logits, labels, ensemble)
+    scaled, temperatures = metrics.score_scaled(logits, labels, ensemble)
+    again = metrics.score_scaled(logits, labels, ensemble)
+    chex.assert_trees_all_equal((scaled, temperatures), again)
+    assert scaled.keys() == scores.keys()
+    for name in scores:
+        if name.startswith("accuracy_member"):
+            assert scaled[name] == pytest.approx(scores[name], abs=1e-12)
+    assert scaled["nll"] < scores["nll"]
+    overall = metrics.fit_temperature(logits, labels, ensemble)
+    assert min(temperatures) < overall < max(temperatures)
+    # On the halves that they were fitted on, they would score better than the overall one.
+    assert scaled["nll"] > nll(logits, labels, overall, ensemble)
+
+
+def test_scaling_mean_logits_leaves_the_answers(predictions):
+    logits, labels = predictions
+    scores = metrics.score(logits, labels)
+    scaled, _ = metrics.score_scaled(logits, labels)
+    for name in ("accuracy", "top5_accuracy", "disagreement"):
+        assert scaled[name] == pytest.approx(scores[name], abs=1e-12)
+
+
+GOOD_LOGITS, GOOD_LABELS = np.zeros((4, 2, 3)), np.array([0, 1, 2, 2])
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "message"),
+    [
+        (GOOD_LOGITS[:, 0], GOOD_LABELS, r"shapes \(4, 3\) and \(4,\)"),
+        (GOOD_LOGITS[:3], GOOD_LABELS, r"shapes \(3, 2, 3\) and \(4,\)"),
+        (GOOD_LOGITS, GOOD_LABELS[:, None], r"shapes \(4, 2, 3\) and \(4, 1\)"),
+        (GOOD_LOGITS[:0], GOOD_LABELS[:0], "expected .* N >= 1"),
+        (GOOD_LOGITS, GOOD_LABELS + 1, "labels: 3, expected 0 to 2"),
+        (GOOD_LOGITS, GOOD_LABELS - 1, "labels: -1, expected 0 to 2"),
+        (GOOD_LOGITS, GOOD_LABELS.astype(float), "labels: float64, expected integers"),
+        (np.where(np.arange(3) == 1, np.nan, GOOD_LOGITS), GOOD_LABELS, "not finite"),
+        (np.where(np.arange(3) == 1, np.inf, GOOD_LOGITS), GOOD_LABELS, "not finite"),
+    ],
+)
+def test_what_cannot_be_scored_is_named(logits, labels, message):
+    with pytest.raises(InputError, match=message) as error:
+        metrics.score(logits, labels)
+    assert "\n" not in str(error.value)

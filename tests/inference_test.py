@@ -1,0 +1,329 @@
+"""Trained networks: loaded, in ensembles, folded; and what they refuse."""
+
+import json
+import shutil
+
+import chex
+import jax
+import numpy as np
+import pytest
+from reference import Reference
+from scipy import special
+
+import mixmo_jax
+from mixmo_jax import datasets, evaluate, inference, metrics, workdir
+from mixmo_jax.errors import InputError
+from mixmo_jax.models import create_model, preact_resnet, wide_resnet
+
+NETS = {
+    "dev_wrn10_2_vanilla_c10": (wide_resnet, {"depth": 10, "width": 2, "num_classes": 10}),
+    "dev_wrn10_2_m2_c10": (wide_resnet, {"depth": 10, "width": 2, "num_classes": 10}),
+    "dev_wrn10_1_m3_c10": (wide_resnet, {"depth": 10, "width": 1, "num_classes": 10}),
+    "dev_preact18_w1_m2_c200": (preact_resnet, {"depth": 18, "width": 1, "num_classes": 200}),
+}
+
+
+@pytest.fixture(scope="module")
+def model(finished_run):
+    return mixmo_jax.load(finished_run)
+
+
+@pytest.fixture(scope="module")
+def ensemble(finished_run, other_run):
+    return mixmo_jax.load([finished_run, str(other_run)])
+
+
+@pytest.fixture(scope="module")
+def test_split(model):
+    return datasets.load(model.config.dataset).test
+
+
+@pytest.fixture
+def run_copy(finished_run, tmp_path):
+    """A copy of the run, to be damaged."""
+    return shutil.copytree(finished_run, tmp_path / "copy")
+
+
+def temperature_of(folder):
+    return np.mean(json.loads((folder / workdir.RESULTS).read_text())["temperatures"])
+
+
+def edit(file, **fields):
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+
+def contents(folder):
+    return {f: f.read_bytes() if f.is_file() else None for f in folder.rglob("*")}
+
+
+def test_model_describes_itself(model, finished_run):
+    assert model.class_names == tuple("0123456789")
+    assert model.num_members == 2
+    assert model.image_shape == (8, 8, 1)
+    assert model.config == workdir.read_config(finished_run)
+
+
+def test_scores_are_those_of_the_results(model, finished_run, test_split):
+    results = json.loads((finished_run / workdir.RESULTS).read_text())
+    scores = metrics.score(model.logits(test_split.images), test_split.labels)
+    chex.assert_trees_all_close(scores, results["scores"], rtol=1e-5)
+
+
+def test_loading_changes_nothing(run_copy):
+    before = contents(run_copy)
+    mixmo_jax.load(run_copy).logits(np.zeros((1, 8, 8, 1), np.uint8))
+    assert contents(run_copy) == before
+
+
+def test_probabilities_are_of_the_mean_logits_at_the_temperature(model, finished_run, test_split):
+    logits = model.logits(test_split.images)
+    probs = model.predict_proba(test_split.images)
+    count = len(test_split)
+    assert (logits.shape, logits.dtype) == ((count, 2, 10), np.float32)
+    assert (probs.shape, probs.dtype) == ((count, 10), np.float32)
+    chex.assert_trees_all_close(probs.sum(1), np.ones(count), atol=1e-6)
+    temperature = temperature_of(finished_run)
+    assert abs(temperature - 1) > 0.01
+    expected = special.softmax(logits.mean(1) / temperature, axis=1)
+    chex.assert_trees_all_close(probs, expected, atol=1e-6)
+    chex.assert_trees_all_equal(model.predict(test_split.images), probs.argmax(1))
+
+
+def test_run_without_temperatures_has_the_temperature_1(run_copy):
+    results = json.loads((run_copy / workdir.RESULTS).read_text())
+    del results["temperatures"]
+    (run_copy / workdir.RESULTS).write_text(json.dumps(results))
+    model = mixmo_jax.load(run_copy)
+    images = np.zeros((1, 8, 8, 1), np.uint8)
+    expected = special.softmax(model.logits(images).mean(1), axis=1)
+    chex.assert_trees_all_close(model.predict_proba(images), expected, atol=1e-6)
+
+
+def test_answers_do_not_depend_on_the_number_of_images(model, test_split):
+    images = test_split.images
+    assert len(images) > inference.BATCH_SIZE
+    logits = model.logits(images)
+    for part in (slice(0, 1), slice(3, 10), slice(0, 256), slice(100, 357), slice(359, 360)):
+        chex.assert_trees_all_close(model.logits(images[part]), logits[part], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 300])
+def test_scores_do_not_depend_on_batch_and_padding(model, test_split, batch_size):
+    (network,) = model.networks
+    images, labels = test_split.images[:300], test_split.labels[:300]
+    logits_fn = evaluate.make_logits_fn(
+        network.model, lambda x: (x / 255 - network.mean[0]) / network.std[0], batch_size
+    )
+    expected = model.logits(images)
+    for count in (1, 7, 300):
+        logits = logits_fn(network.variables, images[:count])
+        assert len(logits) == count
+        chex.assert_trees_all_close(logits, expected[:count], rtol=1e-4, atol=1e-5)
+        chex.assert_trees_all_close(
+            metrics.score(logits, labels[:count]),
+            metrics.score(expected[:count], labels[:count]),
+            rtol=1e-3,
+            atol=1e-5,
+        )
+
+
+def test_grey_images_need_no_channel(model, test_split):
+    images = test_split.images[:5]
+    chex.assert_trees_all_equal(model.logits(images[..., 0]), model.logits(images))
+    chex.assert_trees_all_equal(model.predict(list(images[..., 0])), model.predict(images))
+
+
+def test_images_may_come_normalised(model, finished_run, test_split):
+    images = test_split.images[:5]
+    facts = workdir.read_facts(finished_run)
+    normalised = ((images / 255 - facts["mean"]) / facts["std"]).astype(np.float32)
+    for method in (model.logits, model.predict_proba, model.predict):
+        expected = method(images)
+        chex.assert_trees_all_close(method(normalised, preprocess=False), expected, atol=1e-5)
+
+
+def test_ensemble_is_the_mean_over_all_members(ensemble, finished_run, other_run, test_split):
+    images = test_split.images[:20]
+    parts = [mixmo_jax.load(folder).logits(images) for folder in (finished_run, other_run)]
+    assert ensemble.num_members == 4
+    chex.assert_trees_all_close(ensemble.logits(images), np.concatenate(parts, 1), atol=1e-5)
+    temperatures = [temperature_of(folder) for folder in (finished_run, other_run)]
+    assert abs(np.diff(temperatures)) > 1e-3
+    scaled = np.concatenate([x / t for x, t in zip(parts, temperatures, strict=True)], axis=1)
+    probs = ensemble.predict_proba(images)
+    chex.assert_trees_all_close(probs, special.softmax(scaled.mean(1), axis=1), atol=1e-6)
+
+
+def test_ensemble_of_probabilities_is_their_mean(model, run_copy, test_split):
+    config = json.loads((run_copy / workdir.CONFIG).read_text())
+    config["evaluation"]["ensemble"] = "probabilities"
+    (run_copy / workdir.CONFIG).write_text(json.dumps(config))
+    images = test_split.images[:20]
+    scaled = model.logits(images) / temperature_of(run_copy)
+    probs = mixmo_jax.load(run_copy).predict_proba(images)
+    chex.assert_trees_all_close(probs, special.softmax(scaled, axis=-1).mean(1), atol=1e-6)
+    assert abs(probs - model.predict_proba(images)).max() > 1e-4
+
+
+def test_ensemble_of_one_run_twice_is_that_run(model, finished_run, test_split):
+    images = test_split.images[:20]
+    twice = mixmo_jax.load([finished_run, finished_run])
+    chex.assert_trees_all_close(twice.predict_proba(images), model.predict_proba(images), atol=1e-6)
+
+
+def test_state_chosen_by_validation_is_loaded(run_copy, other_run, test_split):
+    shutil.copytree(other_run / workdir.CHECKPOINTS, run_copy / workdir.BEST)
+    images = test_split.images[:5]
+    expected = mixmo_jax.load(other_run).logits(images)
+    chex.assert_trees_all_equal(mixmo_jax.load(run_copy).logits(images), expected)
+
+
+@pytest.fixture(scope="module", params=NETS)
+def reference_model(request):
+    """A golden network, and the plain network of its core."""
+    build, arguments = NETS[request.param]
+    plain = build(**arguments, num_members=1, dtype=np.dtype("float32"))
+    return mixmo_jax.from_torch(Reference(request.param).state_dict), plain
+
+
+def shapes_of(network, image_shape):
+    images = jax.ShapeDtypeStruct((2, *image_shape), np.float32)
+    return jax.eval_shape(lambda x: network.init(jax.random.key(0), x, train=False), images)
+
+
+def flops_of(network, variables, image_shape):
+    images = jax.ShapeDtypeStruct((2, *image_shape), np.float32)
+    apply = jax.jit(lambda v, x: network.apply(v, x, train=False))
+    return apply.lower(variables, images).compile().cost_analysis()["flops"]
+
+
+def test_folded_logits_are_the_mean_of_the_members(reference_model, monkeypatch):
+    monkeypatch.setattr(inference, "BATCH_SIZE", 4)
+    model, _ = reference_model
+    rng = np.random.default_rng(0)
+    images = rng.integers(256, size=(6, *model.image_shape), dtype=np.uint8)
+    logits = model.logits(images)
+    scale = abs(logits).max()
+    folded = model.fold()
+    assert folded.num_members == 1
+    assert (folded.class_names, folded.image_shape) == (model.class_names, model.image_shape)
+    expected = logits.mean(1, keepdims=True) / scale
+    chex.assert_trees_all_close(folded.logits(images) / scale, expected, atol=1e-5)
+    chex.assert_trees_all_close(folded.fold().logits(images) / scale, expected, atol=1e-5)
+
+
+def test_folded_network_costs_what_the_plain_one_does(reference_model):
+    model, plain = reference_model
+    (folded,) = model.fold().networks
+    shapes = shapes_of(plain, model.image_shape)
+    chex.assert_trees_all_equal_shapes_and_dtypes(folded.variables, shapes)
+    flops = flops_of(plain, shapes, model.image_shape)
+    assert flops > 0
+    found = flops_of(folded.model, folded.variables, model.image_shape)
+    assert found == pytest.approx(flops, rel=0.01)
+
+
+def test_folding_a_run_keeps_its_probabilities(model, test_split):
+    variables = jax.tree.map(np.array, model.networks[0].variables)
+    folded = model.fold()
+    expected = model.predict_proba(test_split.images)
+    chex.assert_trees_all_close(folded.predict_proba(test_split.images), expected, atol=1e-5)
+    plain = create_model(model.config.copy_and_resolve_references().model, 10).clone(num_members=1)
+    shapes = shapes_of(plain, model.image_shape)
+    chex.assert_trees_all_equal_shapes(folded.networks[0].variables, shapes)
+    chex.assert_trees_all_equal(model.networks[0].variables, variables)  # left as they were
+
+
+def test_only_one_network_of_mean_logits_folds(model, ensemble):
+    for other in (ensemble, inference.Model(model.networks, "probabilities")):
+        with pytest.raises(InputError, match="fold: only one network"):
+            other.fold()
+
+
+@pytest.mark.parametrize(
+    ("images", "preprocess", "message"),
+    [
+        (np.zeros((8, 8), np.uint8), True, r"shape \(8, 8\), expected \[N >= 1, 8, 8, 1\]"),
+        (np.zeros((1, 1, 8, 8, 1), np.uint8), True, r"shape \(1, 1, 8, 8, 1\)"),
+        (np.zeros((2, 8, 9, 1), np.uint8), True, r"shape \(2, 8, 9, 1\)"),
+        (np.zeros((2, 8, 8, 3), np.uint8), True, r"shape \(2, 8, 8, 3\)"),
+        (np.zeros((0, 8, 8, 1), np.uint8), True, r"shape \(0, 8, 8, 1\)"),
+        (np.zeros((0, 8, 8, 1), np.float32), False, r"shape \(0, 8, 8, 1\)"),
+        (np.zeros((2, 8, 8, 1), np.float32), True, "images: float32, expected uint8"),
+        (np.zeros((2, 8, 8, 1), np.int64), True, "images: int64, expected uint8"),
+        (np.zeros((2, 8, 8, 1), np.uint8), False, "images: uint8, expected float32"),
+        (np.zeros((2, 8, 8, 1), np.float64), False, "images: float64, expected float32"),
+        (np.full((2, 8, 8, 1), np.nan, np.float32), False, "not finite"),
+        (np.full((2, 8, 8, 1), -np.inf, np.float32), False, "not finite"),
+        ([np.zeros((8, 8), np.uint8), np.zeros((9, 9), np.uint8)], True, "images: "),
+    ],
+)
+@pytest.mark.parametrize("method", ["logits", "predict_proba", "predict"])
+def test_wrong_images_are_named(model, method, images, preprocess, message):
+    with pytest.raises(InputError, match=message) as error:
+        getattr(model, method)(images, preprocess=preprocess)
+    assert "\n" not in str(error.value)
+
+
+def test_folder_without_a_finished_run(run_copy, tmp_path):
+    with pytest.raises(InputError, match="holds no run: "):
+        mixmo_jax.load(tmp_path / "nothing")
+    with pytest.raises(InputError, match="holds no run: "):
+        mixmo_jax.load(tmp_path)
+    with pytest.raises(InputError, match="networks: none"):
+        mixmo_jax.load([])
+    (run_copy / workdir.RESULTS).unlink()
+    with pytest.raises(InputError, match="copy: holds no finished run"):
+        mixmo_jax.load(run_copy)
+
+
+def test_run_without_checkpoint_is_refused_and_left_alone(run_copy):
+    shutil.rmtree(run_copy / workdir.CHECKPOINTS)
+    before = contents(run_copy)
+    with pytest.raises(InputError, match="has no checkpoint"):
+        mixmo_jax.load(run_copy)
+    assert contents(run_copy) == before
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"class_names": list("9876543210")}, "networks: their class_names differ"),
+        ({"image_shape": [9, 9, 1]}, "networks: their image_shape differ"),
+    ],
+)
+def test_runs_that_do_not_fit_together(finished_run, run_copy, fields, message):
+    edit(run_copy / workdir.DATASET, **fields)
+    with pytest.raises(InputError, match=message):
+        mixmo_jax.load([finished_run, run_copy])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "5",
+        '"text"',
+        '{"temperatures": "x"}',
+        '{"temperatures": [null, 1]}',
+        '{"temperatures": [NaN, 1]}',
+        '{"temperatures": [-1, -1]}',
+        '{"temperatures": [0, 0]}',
+    ],
+)
+def test_damaged_results_are_refused(run_copy, text):
+    (run_copy / workdir.RESULTS).write_text(text)
+    with pytest.raises(InputError, match=workdir.RESULTS) as error:
+        mixmo_jax.load(run_copy)
+    assert "\n" not in str(error.value)
+
+
+def test_checkpoint_of_another_network_is_refused(run_copy):
+    config = json.loads((run_copy / workdir.CONFIG).read_text())
+    config["model"]["width"] = 2
+    (run_copy / workdir.CONFIG).write_text(json.dumps(config))
+    with pytest.raises(InputError, match="checkpoint") as error:
+        mixmo_jax.load(run_copy)
+    assert "\n" not in str(error.value)

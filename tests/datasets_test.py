@@ -286,3 +286,13 @@ def test_a_subset_in_memory_is_an_array_of_its_own():
     assert isinstance(kept.images, np.ndarray)
     np.testing.assert_array_equal(kept.images, ARRAY[[4, 2], ..., None])
     assert kept.labels.tolist() == [4, 2]
+
+
+def test_validation_needs_images_to_spare(config, monkeypatch):
+    splits, names = datasets.digits.load()
+    first = [int(np.flatnonzero(splits["train"].labels == k)[0]) for k in range(10)]
+    one_each = {**splits, "train": splits["train"].subset(np.array(first)).in_memory()}
+    monkeypatch.setattr(datasets.digits, "load", lambda: (one_each, names))
+    config.validation_fraction = 0.2
+    with pytest.raises(InputError, match="validation: no class has a training image to spare"):
+        datasets.load(config)

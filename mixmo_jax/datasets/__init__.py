@@ -42,18 +42,20 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
         raise invalid("dataset.name", config.name, f"one of digits, {', '.join(_SOURCES)}")
     for name, split in splits.items():
         _check(f"{config.name}: {name}", split, len(class_names))
+    taken = {}
     if "test" not in splits:
-        parts = stratified_split(splits["train"], config.test_fraction, config.split_seed)
-        splits["train"], splits["test"] = parts
-        if not len(parts[1]):
-            raise InputError(f"{config.name}: no class has an image to spare for testing")
-    validation = None
+        taken["test"] = config.test_fraction
     if config.validation_fraction:
-        parts = stratified_split(splits["train"], config.validation_fraction, config.split_seed)
-        splits["train"], validation = parts
-    _check_classes(config, splits["train"], len(class_names))
-    statistics = _statistics(config, splits["train"])
-    return Dataset(splits["train"], splits["test"], validation, tuple(class_names), **statistics)
+        taken["validation"] = config.validation_fraction
+    for name, fraction in taken.items():
+        parts = stratified_split(splits["train"], fraction, config.split_seed)
+        splits["train"], splits[name] = parts
+        if not len(splits[name]):
+            raise InputError(f"{config.name}: {name}: no class has a training image to spare")
+    train, validation = splits["train"], splits.get("validation")
+    _check_classes(config, train, len(class_names))
+    statistics = _statistics(config, train)
+    return Dataset(train, splits["test"], validation, tuple(class_names), **statistics)
 
 
 def _load_files(config):

@@ -78,7 +78,9 @@ def score(logits: np.ndarray, labels: np.ndarray, ensemble: str = "logits") -> d
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray, ensemble: str = "logits") -> float:
-    """The temperature T > 0 at which the logits / T have the least NLL.
+    """The temperature T from 0.01 to 100 at which the logits / T have the least NLL.
+
+    It is 1 where there is none: if every answer is right, the NLL falls without end as T does.
 
     Args:
       logits: [N, M, K] of the members.
@@ -94,10 +96,11 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, ensemble: str = "log
         log_probs = ensemble_log_probs(logits / np.exp(log_temperature), ensemble)
         return -np.take_along_axis(log_probs, labels[:, None], axis=1).mean()
 
+    low, high = np.log([0.01, 100])
     found = optimize.minimize_scalar(
-        nll, bounds=np.log([0.01, 100]), method="bounded", options={"xatol": 1e-6}
+        nll, bounds=(low, high), method="bounded", options={"xatol": 1e-6}
     )
-    return float(np.exp(found.x))
+    return float(np.exp(found.x)) if found.x > low + 0.01 else 1.0
 
 
 def score_scaled(

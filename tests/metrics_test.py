@@ -370,3 +370,13 @@ def test_what_cannot_be_scored_is_named(logits, labels, message):
     with pytest.raises(InputError, match=message) as error:
         metrics.score(logits, labels)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("ensemble", ["logits", "probabilities"])
+def test_no_temperature_where_every_answer_is_right(ensemble):
+    labels = np.arange(K).repeat(3)
+    logits = 2.0 * np.eye(K)[labels][:, None].repeat(M, axis=1)
+    assert metrics.fit_temperature(logits, labels, ensemble) == 1
+    scaled, temperatures = metrics.score_scaled(logits, labels, ensemble)
+    assert temperatures == (1, 1)
+    chex.assert_trees_all_close(scaled["nll"], metrics.score(logits, labels, ensemble)["nll"])

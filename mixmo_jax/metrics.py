@@ -97,10 +97,12 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, ensemble: str = "log
         return -np.take_along_axis(log_probs, labels[:, None], axis=1).mean()
 
     low, high = np.log([0.01, 100])
+    if (ensemble_log_probs(logits / np.exp(low), ensemble).argmax(-1) == labels).all():
+        return 1.0
     found = optimize.minimize_scalar(
         nll, bounds=(low, high), method="bounded", options={"xatol": 1e-6}
     )
-    return float(np.exp(found.x)) if found.x > low + 0.01 else 1.0
+    return float(np.exp(found.x))
 
 
 def score_scaled(

@@ -20,7 +20,7 @@ def learning_curves(file: pathlib.Path, lines: Sequence[dict]) -> None:
 
     Args:
       file: PNG to write.
-      lines: of `metrics.jsonl`.
+      lines: of `metrics.jsonl`, one or more.
     """
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -39,7 +39,7 @@ def learning_curves(file: pathlib.Path, lines: Sequence[dict]) -> None:
     right.legend()
     for axis in (left, right):
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axis.set_xlim(0.5, max((line["epoch"] for line in lines), default=1) + 0.5)
+        axis.set_xlim(0.5, lines[-1]["epoch"] + 0.5)
     figure.savefig(file, dpi=120)
 
 

@@ -59,7 +59,8 @@ def train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, 
                 _best_checkpoint(trainer, folder, epochs_done) as best,
             ):
                 state = trainer.train(state, checkpoints, log, best)
-    plots.learning_curves(folder / "learning_curves.png", workdir.read_metrics(folder))
+    if lines := workdir.read_metrics(folder):  # none in a run made of an imported network
+        plots.learning_curves(folder / "learning_curves.png", lines)
     return _evaluate(trainer, state, folder)
 
 

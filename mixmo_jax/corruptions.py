@@ -29,8 +29,8 @@ def score_corruptions(
       ensemble: see `metrics.ensemble_log_probs`.
 
     Returns:
-      Of each corruption, and of "mean" over them, the scores (see `metrics.score`) for "1" to "5"
-      and their "mean".
+      Of each corruption, and of "mean" over them, the scores (see `metrics.plain_scores`) for "1"
+      to "5" and their "mean".
 
     Raises:
       InputError: if a file is missing, damaged or of another shape.
@@ -55,7 +55,7 @@ def score_corruptions(
     results = {}
     for name, images in arrays.items():
         parts = zip(np.split(images, SEVERITIES), np.split(labels, SEVERITIES), strict=True)
-        scores = [metrics.score(logits_fn(x), y, ensemble) for x, y in parts]
+        scores = [metrics.plain_scores(logits_fn(x), y, ensemble) for x, y in parts]
         results[name] = {str(i): score for i, score in enumerate(scores, 1)}
         results[name]["mean"] = _mean(scores)
     results["mean"] = {key: _mean([r[key] for r in results.values()]) for key in results[name]}

@@ -32,7 +32,32 @@ def ensemble_log_probs(logits: np.ndarray, ensemble: str = "logits") -> np.ndarr
 
 
 def score(logits: np.ndarray, labels: np.ndarray, ensemble: str = "logits") -> dict[str, float]:
-    """All scores of an ensemble and its members.
+    """All scores of an ensemble and its members, before and after temperature scaling.
+
+    Args:
+      logits: [N, M, K] of the members, from wherever they come.
+      labels: [N] int.
+      ensemble: see `ensemble_log_probs`.
+
+    Returns:
+      The scores of `plain_scores`; those of `scaled_scores` with "scaled_" before their names;
+      and the two temperatures, `temperature0` and `temperature1`.
+
+    Raises:
+      InputError: if the arrays do not fit together, are empty, or not finite.
+    """
+    scaled, temperatures = scaled_scores(logits, labels, ensemble)
+    return {
+        **plain_scores(logits, labels, ensemble),
+        **{f"scaled_{name}": value for name, value in scaled.items()},
+        **{f"temperature{i}": temperature for i, temperature in enumerate(temperatures)},
+    }
+
+
+def plain_scores(
+    logits: np.ndarray, labels: np.ndarray, ensemble: str = "logits"
+) -> dict[str, float]:
+    """The scores of an ensemble and its members.
 
     Args:
       logits: [N, M, K] of the members.
@@ -46,13 +71,13 @@ def score(logits: np.ndarray, labels: np.ndarray, ensemble: str = "logits") -> d
       detector of right answers). With several members: `ratio_error` and `disagreement`.
 
     Raises:
-      InputError: if the arrays do not fit together, are empty, or not finite.
+      InputError: see `score`.
 
     References:
       ECE: arXiv 1706.04599; TACE: arXiv 1904.01685; ratio error: Aksela 2003, as in the MixMo
       paper.
     """
-    _check(logits, labels)
+    logits, labels = _checked(logits, labels)
     log_probs = ensemble_log_probs(logits, ensemble)
     probs = np.exp(log_probs)
     correct = log_probs.argmax(-1) == labels
@@ -105,7 +130,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, ensemble: str = "log
     return float(np.exp(found.x))
 
 
-def score_scaled(
+def scaled_scores(
     logits: np.ndarray, labels: np.ndarray, ensemble: str = "logits"
 ) -> tuple[dict[str, float], tuple[float, float]]:
     """Scores after temperature scaling, by two-fold cross-validation.
@@ -114,24 +139,31 @@ def score_scaled(
     applied to the other, and the scores of the two are averaged.
 
     Args:
-      logits: [N, M, K] of the members, N >= 2.
+      logits: [N, M, K] of the members.
       labels: [N] int.
       ensemble: see `ensemble_log_probs`.
 
     Returns:
-      The scores, see `score`; and the two temperatures.
+      The scores, see `plain_scores`; and the two temperatures.
+
+    Raises:
+      InputError: see `score`.
     """
+    logits, labels = _checked(logits, labels)
     order = np.random.default_rng(0).permutation(len(labels))
     halves = np.array_split(order, 2)
     temperatures = tuple(fit_temperature(logits[h], labels[h], ensemble) for h in halves)
     parts = [
-        score(logits[half] / temperature, labels[half], ensemble)
+        plain_scores(logits[half] / temperature, labels[half], ensemble)
         for half, temperature in zip(reversed(halves), temperatures, strict=True)
+        if len(half)  # the second is empty if N = 1
     ]
-    return {name: (parts[0][name] + parts[1][name]) / 2 for name in parts[0]}, temperatures
+    return {name: float(np.mean([p[name] for p in parts])) for name in parts[0]}, temperatures
 
 
-def _check(logits, labels):
+def _checked(logits, labels):
+    """Both as NumPy arrays, the logits float64, if they can be scored."""
+    logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
     if logits.ndim != 3 or labels.shape != logits.shape[:1] or not len(labels):
         shapes = f"{logits.shape} and {labels.shape}"
         raise InputError(f"logits and labels: shapes {shapes}, expected [N, M, K] and [N], N >= 1")
@@ -142,6 +174,7 @@ def _check(logits, labels):
         raise InputError(f"labels: {outside}, expected 0 to {logits.shape[2] - 1}")
     if not np.isfinite(logits).all():
         raise InputError("logits: some are not finite")
+    return logits, labels
 
 
 def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int) -> float:

@@ -91,7 +91,7 @@ class Progress:
 
 
 def score_table(scores: dict[str, float], scaled: dict[str, float]) -> str:
-    """Lays out scores (see `metrics.score`) before and after temperature scaling, a line each."""
+    """Lays out `metrics.plain_scores` before and after temperature scaling, a line each."""
     members = sorted(name for name in scores if name.startswith("accuracy_member"))
     shares = ["accuracy", "top5_accuracy", *members, "disagreement"]
     names = [*shares[:-1], *(name for name in scores if name not in shares), "disagreement"]

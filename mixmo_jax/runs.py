@@ -34,7 +34,7 @@ def train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, 
       folder: of the run; made if it is not there.
 
     Returns:
-      The final scores, see `metrics.score`.
+      The final scores, see `metrics.plain_scores`.
 
     Raises:
       InputError: whatever is wrong with config, data or folder; nothing is written then.
@@ -89,7 +89,7 @@ def evaluate(folder: pathlib.Path) -> dict[str, float]:
     """Evaluates the finished run in a folder.
 
     Returns:
-      The final scores, see `metrics.score`.
+      The final scores, see `metrics.plain_scores`.
 
     Raises:
       InputError: if there is no finished run in the folder.
@@ -119,7 +119,7 @@ def import_variables(
       folder: of the run, new.
 
     Returns:
-      The scores, see `metrics.score`.
+      The scores, see `metrics.plain_scores`.
     """
     if (folder / workdir.CONFIG).exists():
         raise InputError(f"workdir={folder}: holds a run already")
@@ -141,7 +141,7 @@ def evaluate_ensemble(folders: Sequence[pathlib.Path]) -> dict[str, float]:
     """Evaluates the deep ensemble of several finished runs; writes to the first one's folder.
 
     Returns:
-      The scores, see `metrics.score`.
+      The scores, see `metrics.plain_scores`.
 
     Raises:
       InputError: if there is no finished run in a folder, or the runs do not fit together.
@@ -197,8 +197,8 @@ def _evaluate(trainer: Trainer, state: TrainState, folder: pathlib.Path) -> dict
 
 def _score(title: str, logits: np.ndarray, labels: np.ndarray, ensemble: str) -> dict:
     """Scores and prints them, before and after temperature scaling."""
-    scores = metrics.score(logits, labels, ensemble)
-    scaled, temperatures = metrics.score_scaled(logits, labels, ensemble)
+    scores = metrics.plain_scores(logits, labels, ensemble)
+    scaled, temperatures = metrics.scaled_scores(logits, labels, ensemble)
     print(f"\n{title}")
     print(reporting.score_table(scores, scaled))
     print(f"  temperatures fitted on halves: {temperatures[0]:.4f}, {temperatures[1]:.4f}")

@@ -252,7 +252,7 @@ class Trainer:
                 if last or epoch % config.evaluation.every_epochs == 0:
                     logits = self.logits(saved.variables, held_out.images)
                     ensemble = config.evaluation.ensemble
-                    line[name] = metrics.score(logits, held_out.labels, ensemble)
+                    line[name] = metrics.plain_scores(logits, held_out.labels, ensemble)
                 log.write(line)
                 progress.end_epoch(line)
                 if best is not None and name in line:

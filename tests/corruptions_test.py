@@ -62,7 +62,7 @@ def test_each_severity_has_the_scores_of_its_images(folder, ensemble):
         assert list(results[name]) == [*SEVERITIES, "mean"]
         for i, severity in enumerate(SEVERITIES):
             part = slice(N * i, N * (i + 1))
-            expected = metrics.score(fake_logits(images[part]), labels[part], ensemble)
+            expected = metrics.plain_scores(fake_logits(images[part]), labels[part], ensemble)
             chex.assert_trees_all_equal(results[name][severity], expected)
 
 
@@ -190,7 +190,7 @@ def test_command_line_scores_corruptions_of_one_run(folder, copies, test_split, 
     assert main(["", "--mode=evaluate", f"--workdir={copies[0]}", f"--corruptions={folder}"]) == 0
     results = json.loads((copies[0] / workdir.CORRUPTIONS).read_text())
     logits = mixmo_jax.load(copies[0]).logits(test_split.images[:N])
-    clean = metrics.score(logits, test_split.labels[:N])
+    clean = metrics.plain_scores(logits, test_split.labels[:N])
     expected = {name: value for name, value in clean.items() if np.isfinite(value)}
     found = {name: results["darkness"]["1"][name] for name in expected}  # divided by 1
     chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-6)
@@ -202,7 +202,7 @@ def test_command_line_scores_an_ensemble(copies, test_split, capsys):
     output = capsys.readouterr().out
     results = json.loads((copies[0] / workdir.ENSEMBLE).read_text())
     logits = mixmo_jax.load(copies).logits(test_split.images)
-    expected = metrics.score(logits, test_split.labels)
+    expected = metrics.plain_scores(logits, test_split.labels)
     chex.assert_trees_all_close(results["scores"], expected, rtol=1e-4)
     assert results["runs"] == [str(copy) for copy in copies]
     assert results["scores"].keys() == results["scaled_scores"].keys()

@@ -65,7 +65,7 @@ def test_model_describes_itself(model, finished_run):
 
 def test_scores_are_those_of_the_results(model, finished_run, test_split):
     results = json.loads((finished_run / workdir.RESULTS).read_text())
-    scores = metrics.score(model.logits(test_split.images), test_split.labels)
+    scores = metrics.plain_scores(model.logits(test_split.images), test_split.labels)
     chex.assert_trees_all_close(scores, results["scores"], rtol=1e-5)
 
 
@@ -120,8 +120,8 @@ def test_scores_do_not_depend_on_batch_and_padding(model, test_split, batch_size
         assert len(logits) == count
         chex.assert_trees_all_close(logits, expected[:count], rtol=1e-4, atol=1e-5)
         chex.assert_trees_all_close(
-            metrics.score(logits, labels[:count]),
-            metrics.score(expected[:count], labels[:count]),
+            metrics.plain_scores(logits, labels[:count]),
+            metrics.plain_scores(expected[:count], labels[:count]),
             rtol=1e-3,
             atol=1e-5,
         )

@@ -4,6 +4,7 @@ import itertools
 import json
 
 import chex
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import special
@@ -108,7 +109,7 @@ def test_log_probs_of_extreme_logits_are_finite(ensemble):
 @pytest.mark.parametrize("ensemble", ["logits", "probabilities"])
 def test_scores_equal_scikit_learn(predictions, ensemble):
     logits, labels = predictions
-    scores = metrics.score(logits, labels, ensemble)
+    scores = metrics.plain_scores(logits, labels, ensemble)
     log_probs = metrics.ensemble_log_probs(logits, ensemble)
     classes = range(K)
     expected = {
@@ -131,7 +132,7 @@ def test_scores_equal_scikit_learn(predictions, ensemble):
 
 def test_scores_equal_reference(golden):
     logits, arrays, numbers = golden
-    scores = metrics.score(logits, arrays["labels"])
+    scores = metrics.plain_scores(logits, arrays["labels"])
     names = {
         "accuracy": "accuracy",
         "top5_accuracy": "accuracytop5",
@@ -160,7 +161,7 @@ def test_scores_equal_reference(golden):
 
 def test_single_member_has_no_diversity(predictions):
     logits, labels = predictions
-    scores = metrics.score(logits[:, :1], labels)
+    scores = metrics.plain_scores(logits[:, :1], labels)
     assert scores.keys().isdisjoint({"ratio_error", "disagreement"})
     assert scores["accuracy"] == scores["accuracy_member0"] == scores["accuracy_members_mean"]
 
@@ -246,7 +247,7 @@ def test_disagreement_is_the_mean_over_pairs():
 def test_diversity_of_scores_is_that_of_the_members(predictions):
     logits, labels = predictions
     classes = logits.argmax(-1)
-    scores = metrics.score(logits, labels)
+    scores = metrics.plain_scores(logits, labels)
     assert scores["ratio_error"] == metrics.ratio_error(classes == labels[:, None])
     assert scores["disagreement"] == metrics.disagreement(classes)
 
@@ -254,9 +255,9 @@ def test_diversity_of_scores_is_that_of_the_members(predictions):
 def test_brier_of_certain_and_of_uniform_answers():
     labels = np.array([0, 3])
     certain = 1e4 * np.eye(4)[labels][:, None]
-    assert metrics.score(certain, labels)["brier"] == pytest.approx(0, abs=1e-12)
-    assert metrics.score(certain, 3 - labels)["brier"] == pytest.approx(2)
-    assert metrics.score(0 * certain, labels)["brier"] == pytest.approx(3 / 4)
+    assert metrics.plain_scores(certain, labels)["brier"] == pytest.approx(0, abs=1e-12)
+    assert metrics.plain_scores(certain, 3 - labels)["brier"] == pytest.approx(2)
+    assert metrics.plain_scores(0 * certain, labels)["brier"] == pytest.approx(3 / 4)
 
 
 @pytest.mark.parametrize("count", [1, 14, 15, 16, 44, 500])
@@ -326,9 +327,9 @@ def test_temperature_recovers_a_known_scale():
 def test_scaled_scores_are_reproducible_and_cross_validated(predictions, ensemble):
     logits, labels = predictions
     logits = 4 * logits
-    scores = metrics.score(logits, labels, ensemble)
-    scaled, temperatures = metrics.score_scaled(logits, labels, ensemble)
-    again = metrics.score_scaled(logits, labels, ensemble)
+    scores = metrics.plain_scores(logits, labels, ensemble)
+    scaled, temperatures = metrics.scaled_scores(logits, labels, ensemble)
+    again = metrics.scaled_scores(logits, labels, ensemble)
     chex.assert_trees_all_equal((scaled, temperatures), again)
     assert scaled.keys() == scores.keys()
     for name in scores:
@@ -343,10 +344,43 @@ def test_scaled_scores_are_reproducible_and_cross_validated(predictions, ensembl
 
 def test_scaling_mean_logits_leaves_the_answers(predictions):
     logits, labels = predictions
-    scores = metrics.score(logits, labels)
-    scaled, _ = metrics.score_scaled(logits, labels)
+    scores = metrics.plain_scores(logits, labels)
+    scaled, _ = metrics.scaled_scores(logits, labels)
     for name in ("accuracy", "top5_accuracy", "disagreement"):
         assert scaled[name] == pytest.approx(scores[name], abs=1e-12)
+
+
+@pytest.mark.parametrize("ensemble", ["logits", "probabilities"])
+def test_all_scores_at_once(predictions, ensemble):
+    logits, labels = predictions
+    scores = metrics.score(logits, labels, ensemble)
+    assert all(type(value) is float for value in scores.values())
+    scaled, temperatures = metrics.scaled_scores(logits, labels, ensemble)
+    assert (scores.pop("temperature0"), scores.pop("temperature1")) == temperatures
+    for name, value in scaled.items():
+        assert scores.pop(f"scaled_{name}") == value
+    assert scores == metrics.plain_scores(logits, labels, ensemble)
+
+
+@pytest.mark.parametrize("convert", [np.ndarray.tolist, jnp.asarray])
+def test_scores_of_what_is_no_numpy_array(predictions, convert):
+    logits, labels = predictions
+    scores = metrics.score(convert(logits), convert(labels))
+    chex.assert_trees_all_close(scores, metrics.score(logits, labels), atol=1e-12)
+
+
+def test_coarse_logits_are_scaled_exactly(predictions):
+    logits, labels = predictions
+    coarse = jnp.asarray(logits, jnp.bfloat16)
+    expected = metrics.score(np.asarray(coarse, np.float32), labels)
+    chex.assert_trees_all_close(metrics.score(coarse, labels), expected, atol=1e-12)
+
+
+def test_scores_of_one_sample():
+    logits, labels = np.array([[[1.0, 2.0, 0.0]]]), np.array([1])
+    scores = metrics.score(logits, labels)
+    assert scores["accuracy"] == scores["scaled_accuracy"] == 1
+    assert scores["scaled_nll"] == scores["nll"] == pytest.approx(nll(logits, labels))
 
 
 GOOD_LOGITS, GOOD_LABELS = np.zeros((4, 2, 3)), np.array([0, 1, 2, 2])
@@ -370,6 +404,9 @@ def test_what_cannot_be_scored_is_named(logits, labels, message):
     with pytest.raises(InputError, match=message) as error:
         metrics.score(logits, labels)
     assert "\n" not in str(error.value)
+    for scores in (metrics.plain_scores, metrics.scaled_scores):
+        with pytest.raises(InputError, match=message):
+            scores(logits, labels)
 
 
 @pytest.mark.parametrize("ensemble", ["logits", "probabilities"])
@@ -377,6 +414,7 @@ def test_no_temperature_where_every_answer_is_right(ensemble):
     labels = np.arange(K).repeat(3)
     logits = 2.0 * np.eye(K)[labels][:, None].repeat(M, axis=1)
     assert metrics.fit_temperature(logits, labels, ensemble) == 1
-    scaled, temperatures = metrics.score_scaled(logits, labels, ensemble)
+    scaled, temperatures = metrics.scaled_scores(logits, labels, ensemble)
     assert temperatures == (1, 1)
-    chex.assert_trees_all_close(scaled["nll"], metrics.score(logits, labels, ensemble)["nll"])
+    plain = metrics.plain_scores(logits, labels, ensemble)
+    chex.assert_trees_all_close(scaled["nll"], plain["nll"])

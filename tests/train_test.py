@@ -155,14 +155,14 @@ def test_validation_split_selects_the_epoch(tmp_path, monkeypatch, capsys):
     looked at before."""
     config = tiny_config("vanilla", "--config.dataset.validation_fraction=0.2")
     accuracies = iter([0.5, 0.7, 0.6])
-    score = metrics.score
+    score = metrics.plain_scores
 
     def fake_score(logits, labels, ensemble):
         scores = score(logits, labels, ensemble)
         test = len(labels) in (180, 360)  # whole or, for temperature scaling, half
         return scores if test else {**scores, "accuracy": next(accuracies)}
 
-    monkeypatch.setattr(metrics, "score", fake_score)
+    monkeypatch.setattr(metrics, "plain_scores", fake_score)
     end_epoch = reporting.Progress.end_epoch
 
     def stop_in_epoch_3(self, line):

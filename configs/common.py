@@ -72,7 +72,8 @@ def get_config(method: str = DEFAULT_METHOD) -> ml_collections.ConfigDict:
     # Where the training images lie: "device", "host" (sent ahead of every step), or "auto": on the
     # device if they take less than a quarter of its memory.
     config.dataset.placement = "auto"
-    config.dataset.image_size = 64  # image_folder: images are scaled and cropped to this
+    # image_folder: images are scaled and cropped to this; even for preact_resnet.
+    config.dataset.image_size = 64
     config.dataset.test_fraction = 0.2  # image_folder: taken out if there is no folder for testing
     config.dataset.crop_padding = 4  # random crops reach this many pixels over each edge
     config.dataset.flip = True  # random horizontal flips

@@ -183,7 +183,12 @@ class Trainer:
         self.model = create_model(config.model, dataset.num_classes, AXIS)
         self.tx, self.schedule = optimizers.create_optimizer(config, self.steps_per_epoch)
         self.plan_fn = batches.make_plan_fn(config, len(dataset.train))
-        stem_shape = self.model.stem_shape(*dataset.image_shape[:2])
+        height, width, _ = dataset.image_shape
+        stride = self.model.stem_stride
+        if height % stride or width % stride:
+            allowed = f"a multiple of the encoders' stride {stride}"
+            raise invalid("dataset.image_size", config.dataset.image_size, allowed)
+        stem_shape = self.model.stem_shape(height, width)
         self.batch_fn = batches.make_batch_fn(config, dataset, stem_shape)
         self.streamed = streaming.is_streamed(config.dataset.placement, dataset.train.nbytes)
         self.logits = evaluate.make_logits_fn(

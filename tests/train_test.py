@@ -26,6 +26,7 @@ from mixmo_jax import (
 )
 from mixmo_jax import config as config_lib
 from mixmo_jax.checkpoints import Checkpoints
+from mixmo_jax.datasets import Split
 from mixmo_jax.errors import InputError
 from mixmo_jax.train import Trainer, call_lengths, make_train_step, make_update_fn
 
@@ -287,6 +288,17 @@ def test_batch_larger_than_the_data_set(dataset):
     config = tiny_config("vanilla", "--config.batch_size=2000")
     with pytest.raises(InputError, match="batch_size=2000: expected at most 1437"):
         Trainer(config, dataset)
+
+
+def test_images_that_the_encoders_would_cut(dataset):
+    """Half a row of pixels at the edge would belong to no place of a mask."""
+    images = np.pad(dataset.train.images, ((0, 0), (0, 1), (0, 1), (0, 0)))
+    odd = dataset.replace(train=Split(images, dataset.train.labels))
+    network = ("--config.model.name=preact_resnet", "--config.model.depth=18")
+    config = tiny_config("cut_mixmo", *network, "--config.dataset.image_size=9")
+    with pytest.raises(InputError, match="image_size=9: expected a multiple of the"):
+        Trainer(config, odd)
+    Trainer(tiny_config(), odd)
 
 
 def test_batch_not_a_multiple_of_the_devices(dataset, monkeypatch):

@@ -75,12 +75,17 @@ def test_folders_for_training_and_testing(tmp_path, name):
     assert classes_by_pixels(data, data.test) == test
 
 
-def test_a_folder_for_testing_goes_before_one_for_validation(tmp_path):
-    add_classes(tmp_path / "train", {"owl": 3, "ant": 2}, seed=1)
-    add_classes(tmp_path / "val", {"owl": 1, "ant": 2}, seed=2)
+def test_folders_for_validation_and_testing(tmp_path):
+    train = add_classes(tmp_path / "train", {"owl": 3, "ant": 2}, seed=1)
+    validation = add_classes(tmp_path / "val", {"owl": 1, "ant": 2}, seed=2)
     test = add_classes(tmp_path / "test", {"owl": 1, "ant": 1}, seed=3)
     data = load(tmp_path)
+    assert classes_by_pixels(data, data.train) == train
+    assert classes_by_pixels(data, data.validation) == validation
     assert classes_by_pixels(data, data.test) == test
+    expected = "validation_fraction=0.2: expected 0, as the data have a validation split"
+    with pytest.raises(InputError, match=expected):
+        load(tmp_path, validation_fraction=0.2)
 
 
 def test_testing_may_lack_a_class(tmp_path):

@@ -46,6 +46,9 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
     if "test" not in splits:
         taken["test"] = config.test_fraction
     if config.validation_fraction:
+        if "validation" in splits:
+            allowed = "0, as the data have a validation split of their own"
+            raise invalid("dataset.validation_fraction", config.validation_fraction, allowed)
         taken["validation"] = config.validation_fraction
     for name, fraction in taken.items():
         parts = stratified_split(splits["train"], fraction, config.split_seed)

@@ -13,7 +13,7 @@ import numpy as np
 from mixmo_jax.errors import InputError
 
 _META = "meta.json"
-_FORMAT = 1  # raise it when what is written changes
+_FORMAT = 2  # raise it when what is written changes
 
 
 class Arrays:

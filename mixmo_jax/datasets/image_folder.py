@@ -15,12 +15,14 @@ from mixmo_jax.errors import InputError
 def read_index(path: pathlib.Path) -> tuple[list[str], dict[str, list[tuple[str, int]]]]:
     """Finds the images: train/<class>/… and test/<class>/… (or val/), or just <class>/….
 
+    With both test/ and val/, val/ is the validation split.
+
     Args:
       path: of the folder.
 
     Returns:
-      The class names in alphabetical order; and of the splits "train" and, if it is there, "test"
-      the names and labels of all image files.
+      The class names in alphabetical order; and of the splits "train" and, if they are there,
+      "test" and "validation" the names and labels of all image files.
 
     Raises:
       InputError: if there are no classes, or one has no images, or is not in the training split.
@@ -30,9 +32,8 @@ def read_index(path: pathlib.Path) -> tuple[list[str], dict[str, list[tuple[str,
     roots = {"train": path}
     if (path / "train").is_dir():
         roots["train"] = path / "train"
-        for test in (path / "val", path / "test"):
-            if test.is_dir():
-                roots["test"] = test
+        held_out = [path / name for name in ("test", "val") if (path / name).is_dir()]
+        roots.update(zip(("test", "validation"), held_out, strict=False))
     elif (path / "val").is_dir() or (path / "test").is_dir():
         raise InputError(f"{path}: a folder for testing, but no folder train")
     class_names = _class_folders(roots["train"])

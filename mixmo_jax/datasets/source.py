@@ -28,7 +28,7 @@ class Source:
 
     Attributes:
       build: `build(path, config, arrays)` decodes what is at a path: it creates `train_images`,
-        `train_labels` and perhaps `test_images`, `test_labels`, and sets `class_names` in
+        `train_labels` and perhaps the same of `test` and `validation`, and sets `class_names` in
         `arrays.meta`.
       candidates: names under which it may lie in `dataset.data_dir`, the best first.
       markers: files by which a folder is known to be the data set itself.

@@ -86,6 +86,7 @@ def get_config(method: str = DEFAULT_METHOD) -> ml_collections.ConfigDict:
     # b and the warm-up, linear from 0, takes b times as long.
     config.optimizer.learning_rate = 0.1 / 2
     config.optimizer.warmup_steps = 782
+    config.optimizer.warmup_epochs = 0.0  # to be added to it, for data of any size
     config.optimizer.decay_epochs = (101, 201, 226)  # the rate falls at the first step of each
     config.optimizer.decay_factor = 0.1
     config.optimizer.momentum = 0.9

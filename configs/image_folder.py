@@ -16,5 +16,7 @@ def get_config(method: str = common.DEFAULT_METHOD):
     config.dataset.name = "image_folder"
     config.dataset.mean = ()
     config.dataset.std = ()
+    config.optimizer.warmup_steps = 0
+    config.optimizer.warmup_epochs = 5.0
     config.optimizer.decay_epochs = (50, 75)
     return config

@@ -10,6 +10,7 @@ if not (_package / "configs").is_dir():
     __path__.append(str(_package.parent))
 
 _LAZY = {"load": "inference", "Model": "inference", "from_torch": "torch_import"}
+__all__ = ["Model", "from_torch", "load", "metrics"]
 
 
 def __getattr__(name: str):
@@ -19,3 +20,7 @@ def __getattr__(name: str):
     if name in _LAZY:
         return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

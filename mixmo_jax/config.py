@@ -90,6 +90,7 @@ _RULES = {
     "dataset.std": _numbers(above=0),
     "optimizer.learning_rate": _above(_FLOAT, 0),
     "optimizer.warmup_steps": _at_least(_INT, 0),
+    "optimizer.warmup_epochs": _at_least(_FLOAT, 0),
     "optimizer.decay_epochs": _rule(
         _TUPLE,
         "epochs in rising order, each >= 1",
@@ -125,9 +126,34 @@ def parse(spec: str, overrides: Sequence[str] = ()) -> tuple[str, ml_collections
     path, _, method = spec.partition(":")
     file = _find(path)
     config = _execute(file, method)
-    _override(config, overrides)
-    check(config)
+    override(config, overrides)
     return file.stem, config
+
+
+def override(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> list[str]:
+    """Sets fields of a config, and checks it.
+
+    Args:
+      config: is changed.
+      overrides: `--config.FIELD=VALUE` flags.
+
+    Returns:
+      The names of the fields that were set.
+
+    Raises:
+      InputError: no such field, or a value of the wrong type or out of range.
+    """
+    fields = _set_fields(config, overrides)
+    check(config)
+    for name in ("data_dir", "cache_dir"):  # to be found from other places, too
+        if config.dataset[name]:
+            config.dataset[name] = str(pathlib.Path(config.dataset[name]).expanduser().absolute())
+    return fields
+
+
+def fields() -> list[str]:
+    """Returns the names of all fields, such as "model.depth"."""
+    return list(_RULES)
 
 
 def names() -> list[str]:
@@ -215,12 +241,13 @@ def _execute(file: pathlib.Path, method: str) -> ml_collections.ConfigDict:
     return config
 
 
-def _override(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> None:
-    fields = flatten(config)
+def _set_fields(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> list[str]:
+    known, named = flatten(config), []
     for flag in overrides:
         field = re.sub(r"^--?(no)?config\.", "", flag).partition("=")[0]
-        if field not in fields:
-            raise unknown("config field", field, fields)
+        named.append(field)
+        if field not in known:
+            raise unknown("config field", field, known, where="configs/common.py")
     argv, values = ["", *overrides], flags.FlagValues()
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     try:
@@ -231,3 +258,4 @@ def _override(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> No
             field, value = match.groups()
             raise InputError(f"{field}={value}: expected {_RULES[field][1]}") from None
         raise InputError(reason.replace("flag --config.", "")) from None
+    return named

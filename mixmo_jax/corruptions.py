@@ -35,6 +35,8 @@ def score_corruptions(
     Raises:
       InputError: if a file is missing, damaged or of another shape.
     """
+    if not folder.is_dir():
+        raise InputError(f"corruptions={folder}: no such folder")
     labels = _read(folder / _LABELS)
     if not np.issubdtype(labels.dtype, np.integer):
         raise InputError(f"{folder / _LABELS}: {labels.dtype}, expected integers")

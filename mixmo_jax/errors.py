@@ -1,4 +1,4 @@
-"""The error for everything a user can get wrong."""
+"""The error, and the warning, for everything a user can get wrong."""
 
 import difflib
 import sys
@@ -18,11 +18,25 @@ def invalid(field: str, value: object, allowed: str) -> InputError:
     return InputError(f"{field}={value!r}: expected {allowed}")
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
-    """Returns the `InputError` for a name that does not exist, with those that resemble it."""
+def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> InputError:
+    """Returns the `InputError` for a name that does not exist.
+
+    Args:
+      kind: of the thing.
+      name: given.
+      known: all that exist; those that resemble the name are named.
+      where: is named if none does: a place that lists them.
+    """
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    hint = f"; see {where}" if where else ""
+    if close:
+        hint = f"; did you mean {' or '.join(close)}?"
     return InputError(f"{name}: no such {kind}{hint}")
+
+
+def warn(message: str) -> None:
+    """Prints what a user should know, but may have meant, in one line on stderr."""
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def run_command(command: Callable[[], None]) -> int:

@@ -5,6 +5,8 @@ python -m mixmo_jax.export --workdir=runs/digits-cut_mixmo-s0 --output=model.sta
 The file holds a function of uint8 images [N, H, W, C], any N, that returns probabilities [N, K]
 float32: normalisation, network, temperature and averaging are inside. It runs on cpu, cuda and tpu:
 
+    import jax.export  # pip install jax flatbuffers
+
     exported = jax.export.deserialize(open("model.stablehlo", "rb").read())
     probs = exported.call(images)
 
@@ -46,6 +48,8 @@ def _export(arguments: argparse.Namespace) -> None:
     for file in (output, side):
         if file.is_dir():
             raise InputError(f"output={output}: {file} is a folder")
+    if "," in arguments.workdir and not pathlib.Path(arguments.workdir).exists():
+        raise InputError(f"workdir={arguments.workdir}: expected one run")
     model = inference.load(arguments.workdir)
     serialized = export(model if arguments.no_fold else model.fold())
     facts = {

@@ -12,6 +12,7 @@ import numpy as np
 from mixmo_jax import evaluate, metrics, workdir
 from mixmo_jax.augment import normalize
 from mixmo_jax.checkpoints import Checkpoints
+from mixmo_jax.datasets.decode import decode_images
 from mixmo_jax.errors import InputError
 from mixmo_jax.models import MixMoNet, create_model
 from mixmo_jax.optimizers import create_optimizer
@@ -96,6 +97,28 @@ class Model:
         """Config of the (first) network's run."""
         return self.networks[0].config
 
+    def __repr__(self) -> str:
+        counts = f"{self.num_members} members, {len(self.class_names)} classes"
+        networks = f"{len(self.networks)} networks, " if len(self.networks) > 1 else ""
+        return f"<mixmo_jax.Model: {networks}{counts}, images {self.image_shape}>"
+
+    def read(self, files: Sequence[str | pathlib.Path]) -> np.ndarray:
+        """Reads image files, scaled and cropped at the centre to what the network takes.
+
+        Args:
+          files: one or more, as Pillow reads them.
+
+        Returns:
+          [N, H, W, C] uint8.
+
+        Raises:
+          InputError: if a file cannot be read, or is not an image.
+        """
+        images = np.zeros((len(files), *self.image_shape), np.uint8)
+        names = [str(file) for file in files]
+        decode_images(_read_bytes, names, images, resize=True, where=pathlib.Path("images"))
+        return images
+
     def logits(self, images: np.ndarray, *, preprocess: bool = True) -> np.ndarray:
         """Computes the logits of every member.
 
@@ -115,6 +138,8 @@ class Model:
 
     def predict_proba(self, images: np.ndarray, *, preprocess: bool = True) -> np.ndarray:
         """Computes the ensemble's probabilities, [N, K] float32, with the fitted temperatures.
+
+        A run's temperature was fitted when it was evaluated, on its test images.
 
         Args:
           images: see `logits`.
@@ -164,7 +189,8 @@ class Model:
             images = images[..., None]
         expected = np.uint8 if preprocess else np.float32
         if images.dtype != expected:
-            raise InputError(f"images: {images.dtype}, expected {np.dtype(expected)}")
+            hint = ", 0 to 255 (or normalised float32, with preprocess=False)" * preprocess
+            raise InputError(f"images: {images.dtype}, expected {np.dtype(expected)}{hint}")
         if images.ndim != 4 or images.shape[1:] != self.image_shape or not len(images):
             shape = ", ".join(["N >= 1", *map(str, self.image_shape)])
             raise InputError(f"images: shape {images.shape}, expected [{shape}]")
@@ -195,7 +221,8 @@ def load_network(folder: pathlib.Path) -> Network:
     del facts["num_images"]
     results = workdir.read_results(folder)
     if not results:
-        raise InputError(f"workdir={folder}: holds no finished run ({workdir.RESULTS})")
+        reason = f"has no {workdir.RESULTS}; train it to the end"
+        raise InputError(f"workdir={folder}: holds no finished run: {reason}")
     model = create_model(config.model, len(facts["class_names"]))
     tx, _ = create_optimizer(config, steps_per_epoch=1)
     like = jax.eval_shape(lambda: create_train_state(0, model, tx, facts["image_shape"]))
@@ -207,6 +234,13 @@ def load_network(folder: pathlib.Path) -> Network:
         temperature=_temperature(folder, results),
         **facts,
     )
+
+
+def _read_bytes(name: str) -> bytes:
+    try:
+        return pathlib.Path(name).read_bytes()
+    except OSError as error:
+        raise InputError(f"{name}: cannot be read: {error.strerror}") from None
 
 
 def _restore(folder, like):
@@ -226,9 +260,9 @@ def _restore(folder, like):
 
 
 def _temperature(folder, results):
-    found = results.get("temperatures", [1.0])
-    numbers = isinstance(found, list) and all(isinstance(t, (int, float)) for t in found)
-    if not numbers or not found or not all(0 < t < np.inf for t in found):
-        file = folder / workdir.RESULTS
-        raise InputError(f"{file}: temperatures={found!r}: expected numbers > 0")
-    return float(np.mean(found))
+    found = results.get("temperature", 1.0)
+    if not isinstance(found, (int, float)) or not 0 < found < np.inf:
+        raise InputError(
+            f"{folder / workdir.RESULTS}: temperature={found!r}: expected a number > 0"
+        )
+    return float(found)

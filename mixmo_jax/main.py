@@ -31,7 +31,8 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        message = "interrupted; the same command goes on from the last checkpoint, if there is one"
+        print(message, file=sys.stderr)
         return 130
     return 0
 
@@ -47,13 +48,21 @@ def _run(argv: Sequence[str]) -> None:
         raise InputError(str(error)) from None
     for flag in overrides:
         if not _FIELD.match(flag):
-            # "--confg.seed" may stand for "--config.seed".
-            dotted = [f"--config.{flag.partition('.')[2]}"] if "." in flag else []
-            raise unknown("flag", flag, [*dotted, *(f"--{name}" for name in known)])
+            raise _unknown_flag(flag, known)
     if known.mode == "evaluate":
         _evaluate(known, overrides)
     else:
         _train(known, overrides)
+
+
+def _unknown_flag(flag: str, known: flags.FlagValues) -> InputError:
+    """The error for a flag, which may stand for the one of a field: --seed for --config.seed."""
+    name = flag.partition("=")[0].lstrip("-")
+    fields = [f for f in config_lib.fields() if f.rpartition(".")[2] == name.rpartition(".")[2]]
+    if fields and flag.startswith("-"):
+        meant = " or ".join(f"--config.{field}" for field in fields)
+        return InputError(f"{flag}: no such flag; did you mean {meant}?")
+    return unknown("flag", flag, [f"--{name}" for name in known], where="--help")
 
 
 def _join(argv: Sequence[str]) -> list[str]:
@@ -110,17 +119,17 @@ def _train(known: flags.FlagValues, overrides: Sequence[str]) -> None:
 
 
 def _evaluate(known: flags.FlagValues, overrides: Sequence[str]) -> None:
-    if known.workdir is None:
+    if not (known.workdir or "").strip(","):
         raise InputError("workdir: missing; --mode=evaluate takes the folder of a finished run")
-    if known.config is not None or overrides:
+    if known.config is not None or (overrides and known.corruptions is not None):
         raise InputError("config: --mode=evaluate takes it from the run in --workdir")
-    folders = [pathlib.Path(part) for part in known.workdir.split(",")]
+    folders = [pathlib.Path(part) for part in known.workdir.split(",") if part]
     if known.corruptions is not None:
         runs.evaluate_corruptions(folders, pathlib.Path(known.corruptions))
     elif len(folders) > 1:
-        runs.evaluate_ensemble(folders)
+        runs.evaluate_ensemble(folders, overrides)
     else:
-        runs.evaluate(folders[0])
+        runs.evaluate(folders[0], overrides)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ def create_optimizer(
     fields = config.optimizer
     schedule = step_schedule(
         learning_rate=fields.learning_rate,
-        warmup_steps=fields.warmup_steps,
+        warmup_steps=warmup_steps(config, steps_per_epoch),
         decay_epochs=fields.decay_epochs,
         decay_factor=fields.decay_factor,
         batch_repetitions=config.batch_repetitions,
@@ -27,6 +27,13 @@ def create_optimizer(
         weight_decay=fields.weight_decay,
     )
     return tx, schedule
+
+
+def warmup_steps(config: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
+    """Returns the steps over which the rate rises: longer by the repetitions, as an epoch is."""
+    fields = config.optimizer
+    steps = fields.warmup_steps * config.batch_repetitions
+    return steps + round(fields.warmup_epochs * steps_per_epoch)
 
 
 def step_schedule(
@@ -42,7 +49,7 @@ def step_schedule(
 
     Args:
       learning_rate: after the warm-up, for b = 1; it is divided by b.
-      warmup_steps: for b = 1; multiplied by b.
+      warmup_steps: over which the rate rises, with the repetitions counted in.
       decay_epochs: 1-based epochs at whose first step the rate falls.
       decay_factor: by which it falls.
       batch_repetitions: b.
@@ -52,12 +59,11 @@ def step_schedule(
       Schedule of the 0-based step: at the t-th step of the training, `schedule(t - 1)`.
     """
     peak = learning_rate / batch_repetitions
-    warmup = warmup_steps * batch_repetitions
     decays = {(epoch - 1) * steps_per_epoch: decay_factor for epoch in decay_epochs}
     steps = optax.piecewise_constant_schedule(peak, decays)
-    if not warmup:
+    if not warmup_steps:
         return steps
-    return lambda count: jnp.minimum((count + 1) / warmup, 1.0) * steps(count)
+    return lambda count: jnp.minimum((count + 1) / warmup_steps, 1.0) * steps(count)
 
 
 def sgd(

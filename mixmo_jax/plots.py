@@ -1,7 +1,7 @@
 """Pictures of a run."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -24,30 +24,38 @@ def learning_curves(file: pathlib.Path, lines: Sequence[dict]) -> None:
     """
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot([line["epoch"] for line in lines], [line["loss"] for line in lines], marker=".")
-    left.set(xlabel="epoch", ylabel="training loss (sum over members, nats)")
+    losses = [line["loss"] for line in lines]
+    left.plot([line["epoch"] for line in lines], losses, marker=".", color="black")
     held_out = "validation" if any("validation" in line for line in lines) else "test"
     scored = [line for line in lines if held_out in line]
     epochs = [line["epoch"] for line in scored]
-    for name in sorted(scored[0][held_out]) if scored else ():
-        if name == "accuracy" or (name.startswith("accuracy_member") and name[-1].isdigit()):
-            style = {"lw": 2} if name == "accuracy" else {"lw": 1, "ls": "--"}
-            label = "ensemble" if name == "accuracy" else f"member {name[15:]}"
-            values = [100 * line[held_out][name] for line in scored]
-            right.plot(epochs, values, marker=".", label=label, **style)
+    first = scored[0][held_out] if scored else {}
+    members = [f"accuracy_member{i}" for i in range(len(first)) if f"accuracy_member{i}" in first]
+    curves = {"accuracy": ("ensemble", {"lw": 2, "color": "black"})}
+    for i, name in enumerate(members if len(members) > 1 else []):
+        curves[name] = (f"member {i}", {"lw": 1, "ls": "--", "color": _colour(i)})
+    for name, (label, style) in curves.items():
+        values = [100 * line[held_out][name] for line in scored]
+        right.plot(epochs, values, marker=".", label=label, **style)
+    if len(curves) > 1:
+        right.legend()
+    unit = "sum over members, nats" if len(curves) > 1 else "nats"
+    left.set(xlabel="epoch", ylabel=f"training loss ({unit})")
     right.set(xlabel="epoch", ylabel=f"{held_out} accuracy (%)")
-    right.legend()
     for axis in (left, right):
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.set_xlim(0.5, lines[-1]["epoch"] + 0.5)
     figure.savefig(file, dpi=120)
 
 
-def reliability_diagram(file: pathlib.Path, probs: np.ndarray, labels: np.ndarray) -> None:
+def reliability_diagram(
+    file: pathlib.Path, title: str, probs: np.ndarray, labels: np.ndarray
+) -> None:
     """Draws accuracy against confidence, and how often each confidence occurs.
 
     Args:
       file: PNG to write.
+      title: of the picture.
       probs: [N, K].
       labels: [N] int.
     """
@@ -61,34 +69,54 @@ def reliability_diagram(file: pathlib.Path, probs: np.ndarray, labels: np.ndarra
     top.bar(centres[filled], accuracy[filled], 1 / len(counts), edgecolor="white", label="accuracy")
     marks = {"ls": "", "marker": ".", "color": "black", "clip_on": False}
     top.plot(confidence[filled], accuracy[filled], label="mean confidence of the bin", **marks)
-    top.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), title=f"ECE {ece:.4f}")
+    top.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), title=f"{title}\nECE {ece:.4f}")
     figure.legend(loc="outside upper center", ncols=2, fontsize="small")
     bottom.bar(centres, counts, 1 / len(counts), edgecolor="white")
     bottom.set(xlabel="confidence (top probability)", ylabel="test images")
     figure.savefig(file, dpi=120)
 
 
-def training_inputs(
-    file: pathlib.Path, batches: Sequence[Batch], dataset: Dataset, rows_each: int = 4
-) -> None:
+def training_inputs(file: pathlib.Path, batches: Mapping[str, Batch], dataset: Dataset) -> None:
     """Draws what the network sees: each member's image and mask, and the images mixed by them.
+
+    Of a network with one member, the images.
 
     Args:
       file: PNG to write.
-      batches: one or more.
+      batches: one or more, by what mixes them ("patches").
       dataset: for its class names and normalisation.
-      rows_each: positions drawn of every batch.
     """
-    batches = jax.device_get([jax.tree.map(lambda x: x[:, :rows_each], b) for b in batches])
-    num_members = len(batches[0].images)
-    rows = [(batch, i) for batch in batches for i in range(batch.images.shape[1])]
+    num_members = len(next(iter(batches.values())).images)
+    draw = _draw_images if num_members == 1 else _draw_mixing
+    draw(jax.device_get(dict(batches)), dataset).savefig(file, dpi=80)
+
+
+def _draw_images(batches, dataset):
+    """A sheet of the images of the only member."""
+    (batch,) = batches.values()
+    columns = 6
+    count = min(4 * columns, batch.images.shape[1])
+    rows = -(-count // columns)
+    figure = Figure(figsize=(1.9 * columns, 2.2 * rows), layout="constrained")
+    for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        if i < count:
+            _show(axes, _pixels(batch, i, dataset)[0], _describe(batch.targets[0, i], dataset))
+        else:
+            axes.axis("off")
+    return figure
+
+
+def _draw_mixing(batches, dataset, rows_each=4):
+    """A row for each of the first positions of every batch."""
+    num_members, batch_size = next(iter(batches.values())).images.shape[:2]
+    rows = [(kind, i) for kind in batches for i in range(min(rows_each, batch_size))]
     figure = Figure(figsize=(1.9 * (2 * num_members + 1), 2.2 * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), 2 * num_members + 1, squeeze=False)
-    for axes, (batch, i) in zip(grid, rows, strict=True):
-        pixels = np.clip(batch.images[:, i] * dataset.std + dataset.mean, 0, 1)
-        masks = batch.masks[:, i]
+    for axes, (kind, i) in zip(grid, rows, strict=True):
+        batch = batches[kind]
+        pixels, masks = _pixels(batch, i, dataset), batch.masks[:, i]
         for member in range(num_members):
-            colour = _MEMBER_COLOURS[member % len(_MEMBER_COLOURS)]
+            colour = _colour(member)
             image_axis, mask_axis = axes[2 * member : 2 * member + 2]
             _show(image_axis, pixels[member], _describe(batch.targets[member, i], dataset), colour)
             weight = batch.weights[member, i]
@@ -96,9 +124,17 @@ def training_inputs(
             _show(mask_axis, masks[member], title, colour)
         scale = [p // m for p, m in zip(pixels.shape[1:3], masks.shape[1:3], strict=True)]
         shown = masks.repeat(scale[0], axis=1).repeat(scale[1], axis=2)
-        mixed = np.clip((shown * pixels).sum(0), 0, 1)
-        _show(axes[-1], mixed, "images mixed by masks", "black")
-    figure.savefig(file, dpi=80)
+        _show(axes[-1], np.clip((shown * pixels).sum(0), 0, 1), f"mixed by {kind}")
+    return figure
+
+
+def _pixels(batch, i, dataset):
+    """The members' images at a position, on the scale 0 to 1: [M, H, W, C]."""
+    return np.clip(batch.images[:, i] * dataset.std + dataset.mean, 0, 1)
+
+
+def _colour(member):
+    return _MEMBER_COLOURS[member % len(_MEMBER_COLOURS)]
 
 
 def _describe(target, dataset):
@@ -107,7 +143,7 @@ def _describe(target, dataset):
     return "\n".join(f"{name}: {target[k]:.2f}" for name, k in zip(names, classes, strict=True))
 
 
-def _show(axis, image, title, colour):
+def _show(axis, image, title, colour="black"):
     axis.imshow(image if image.shape[-1] == 3 else image[..., 0], vmin=0, vmax=1, cmap="gray")
     axis.set_title(title, fontsize=8, color=colour)
     axis.set(xticks=[], yticks=[])

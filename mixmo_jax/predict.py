@@ -11,10 +11,8 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-import numpy as np
-
 from mixmo_jax import inference
-from mixmo_jax.datasets.decode import ENDINGS, decode_images
+from mixmo_jax.datasets.decode import ENDINGS
 from mixmo_jax.errors import InputError, run_command
 
 
@@ -34,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _predict(arguments: argparse.Namespace) -> None:
     files = _find(arguments.images)
-    model = inference.load(arguments.workdir.split(","))
+    model = inference.load([folder for folder in arguments.workdir.split(",") if folder])
     rows = predict_files(model, files)
     if arguments.format == "json":
         print(json.dumps(rows, indent=2, ensure_ascii=False))
@@ -64,15 +62,12 @@ def predict_files(model: inference.Model, files: Sequence[pathlib.Path]) -> list
     Raises:
       InputError: if a file is not an image.
     """
-    images = np.zeros((len(files), *model.image_shape), np.uint8)
-    names = [str(file) for file in files]
-    decode_images(_read, names, images, resize=True, where=pathlib.Path("images"))
-    logits = model.logits(images)
+    logits = model.logits(model.read(files))
     rows = []
-    for name, probs, votes in zip(names, model.probs(logits), logits.argmax(-1), strict=True):
+    for file, probs, votes in zip(files, model.probs(logits), logits.argmax(-1), strict=True):
         rows.append(
             {
-                "file": name,
+                "file": str(file),
                 "class": model.class_names[probs.argmax()],
                 "probability": round(float(probs.max()), 6),
                 "votes": [model.class_names[vote] for vote in votes],
@@ -96,13 +91,6 @@ def _find(paths):
         else:
             raise InputError(f"{path}: no such file or folder")
     return files
-
-
-def _read(name: str) -> bytes:
-    try:
-        return pathlib.Path(name).read_bytes()
-    except OSError as error:
-        raise InputError(f"{name}: cannot be read: {error.strerror}") from None
 
 
 if __name__ == "__main__":

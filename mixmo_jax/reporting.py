@@ -21,6 +21,8 @@ class Progress:
     """
 
     _REFRESH_SECONDS = 0.5
+    # tqdm's without its counts, which take the bar's place on a narrow terminal.
+    _BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}, {rate_fmt}{postfix}"
 
     def __init__(
         self,
@@ -38,6 +40,7 @@ class Progress:
             unit=" images",
             unit_scale=True,
             desc="compiling",
+            bar_format=self._BAR,
             dynamic_ncols=True,
             disable=None,
         )
@@ -71,14 +74,14 @@ class Progress:
         now = time.monotonic()
         left = (now - self._epoch_start) * (self._num_epochs - line["epoch"])
         self._epoch_start = now
-        name = "validation" if "validation" in line else "test"
-        accuracy = f"{100 * line[name]['accuracy']:.2f} %" if name in line else "-"
-        self._show(loss=f"{line['loss']:.3f}", rate=f"{line['learning_rate']:.2g}")
-        self._show(**{name: accuracy})
+        scored = [name for name in ("validation", "test") if name in line]
+        accuracies = {name: f"{100 * line[name]['accuracy']:.2f} %" for name in scored}
+        self._show(loss=f"{line['loss']:.3f}", rate=f"{line['learning_rate']:.2g}", **accuracies)
         if self._bar.disable:
+            shown = "".join(f"  {name} accuracy {value}" for name, value in accuracies.items())
             print(
-                f"epoch {line['epoch']}/{self._num_epochs}  loss {line['loss']:.3f}"
-                f"  {name} accuracy {accuracy}  rate {line['learning_rate']:.2g}"
+                f"epoch {line['epoch']}/{self._num_epochs}  loss {line['loss']:.3f}{shown}"
+                f"  rate {line['learning_rate']:.2g}"
                 f"  {line['images_per_second']:,.0f} images/s"
                 f"  {datetime.timedelta(seconds=round(left))} left",
                 flush=True,
@@ -91,17 +94,23 @@ class Progress:
 
 
 def score_table(scores: dict[str, float], scaled: dict[str, float]) -> str:
-    """Lays out `metrics.plain_scores` before and after temperature scaling, a line each."""
+    """Lays out `metrics.plain_scores` before and after temperature scaling, a line each.
+
+    What a temperature cannot change stands there once, and the only member of a network, whose
+    scores are those of the ensemble, not at all.
+    """
     members = sorted(name for name in scores if name.startswith("accuracy_member"))
     shares = ["accuracy", "top5_accuracy", *members, "disagreement"]
+    fixed = {*members, "ratio_error", "disagreement"}
     names = [*shares[:-1], *(name for name in scores if name not in shares), "disagreement"]
     lines = [f"  {'':<24}{'plain':>10}{'scaled':>10}"]
     for name in names:
-        if name in scores:
-            form = "{:.2%}" if name in shares else "{:.4f}"
-            values = [column[name] for column in (scores, scaled)]
-            cells = "".join(f"{'-' if np.isnan(x) else form.format(x):>10}" for x in values)
-            lines.append(f"  {name.replace('_', ' '):<24}{cells}")
+        if name not in scores or (name in members and "disagreement" not in scores):
+            continue
+        form = "{:.2%}" if name in shares else "{:.4f}"
+        values = [scores[name]] if name in fixed else [scores[name], scaled[name]]
+        cells = "".join(f"{'-' if np.isnan(x) else form.format(x):>10}" for x in values)
+        lines.append(f"  {name.replace('_', ' '):<24}{cells}")
     return "\n".join(lines)
 
 

@@ -15,6 +15,7 @@ from mixmo_jax import (
     datasets,
     inference,
     metrics,
+    optimizers,
     plots,
     reporting,
     sampling,
@@ -22,7 +23,7 @@ from mixmo_jax import (
 )
 from mixmo_jax.checkpoints import BestCheckpoint, Checkpoints
 from mixmo_jax.datasets import Dataset
-from mixmo_jax.errors import InputError
+from mixmo_jax.errors import InputError, warn
 from mixmo_jax.train import Trainer, TrainState
 
 
@@ -44,6 +45,7 @@ def train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, 
     trainer = _create_trainer(config, folder)
     workdir.open_run(folder, config, trainer.dataset)
     print(_describe(config, trainer.dataset))
+    _warn_of_long_warmup(config, trainer.steps_per_epoch)
     state = trainer.create_state()
     with Checkpoints(folder / workdir.CHECKPOINTS) as checkpoints:
         if checkpoints.latest_step is not None:
@@ -73,6 +75,16 @@ def _describe(config: ml_collections.ConfigDict, dataset: Dataset) -> str:
     return f"{config.dataset.name}: {', '.join(counts)} images, {dataset.num_classes} classes"
 
 
+def _warn_of_long_warmup(config: ml_collections.ConfigDict, steps_per_epoch: int) -> None:
+    warmup = optimizers.warmup_steps(config, steps_per_epoch)
+    steps = steps_per_epoch * config.num_epochs
+    if warmup > steps / 2:
+        warn(
+            f"the learning rate rises for {warmup:,} steps, and the training has {steps:,}: "
+            "see optimizer.warmup_steps and optimizer.warmup_epochs"
+        )
+
+
 def _best_checkpoint(trainer: Trainer, folder: pathlib.Path, epochs_done: int):
     """The checkpoint of the best epoch so far, if there is a validation split to choose it by."""
     if trainer.dataset.validation is None:
@@ -85,8 +97,12 @@ def _best_checkpoint(trainer: Trainer, folder: pathlib.Path, epochs_done: int):
     return best
 
 
-def evaluate(folder: pathlib.Path) -> dict[str, float]:
+def evaluate(folder: pathlib.Path, overrides: Sequence[str] = ()) -> dict[str, float]:
     """Evaluates the finished run in a folder.
+
+    Args:
+      folder: of the run.
+      overrides: see `workdir.read_config`.
 
     Returns:
       The final scores, see `metrics.plain_scores`.
@@ -94,7 +110,7 @@ def evaluate(folder: pathlib.Path) -> dict[str, float]:
     Raises:
       InputError: if there is no finished run in the folder.
     """
-    config = workdir.read_config(folder)
+    config = workdir.read_config(folder, overrides)
     trainer = _create_trainer(config, folder)
     if not (folder / workdir.CHECKPOINTS).is_dir():
         raise InputError(f"workdir={folder}: has no checkpoint; train it first")
@@ -137,8 +153,14 @@ def import_variables(
     return _evaluate(trainer, state, folder)
 
 
-def evaluate_ensemble(folders: Sequence[pathlib.Path]) -> dict[str, float]:
+def evaluate_ensemble(
+    folders: Sequence[pathlib.Path], overrides: Sequence[str] = ()
+) -> dict[str, float]:
     """Evaluates the deep ensemble of several finished runs; writes to the first one's folder.
+
+    Args:
+      folders: of the runs.
+      overrides: for the first one's config, see `workdir.read_config`.
 
     Returns:
       The scores, see `metrics.plain_scores`.
@@ -147,12 +169,14 @@ def evaluate_ensemble(folders: Sequence[pathlib.Path]) -> dict[str, float]:
       InputError: if there is no finished run in a folder, or the runs do not fit together.
     """
     model = inference.load(folders)
-    test = workdir.with_kept_facts(folders[0], datasets.load(model.config.dataset)).test
+    config = workdir.read_config(folders[0], overrides)
+    test = workdir.with_kept_facts(folders[0], datasets.load(config.dataset)).test
     title = f"ensemble of {len(folders)} runs, {model.num_members} members"
     logits = model.logits(test.images)
     results = _score(f"{title}: {len(test):,} test images", logits, test.labels, model.ensemble)
     results["runs"] = [str(folder) for folder in folders]
     workdir.write_json(folders[0] / workdir.ENSEMBLE, results)
+    print(f"  written to {folders[0] / workdir.ENSEMBLE}")
     return results["scores"]
 
 
@@ -170,6 +194,7 @@ def evaluate_corruptions(folders: Sequence[pathlib.Path], images: pathlib.Path) 
     results = corruptions.score_corruptions(model.logits, images, model.image_shape, model.ensemble)
     print(reporting.corruption_table(results))
     workdir.write_json(folders[0] / workdir.CORRUPTIONS, results)
+    print(f"  all scores: {folders[0] / workdir.CORRUPTIONS}")
     return results
 
 
@@ -185,8 +210,8 @@ def _evaluate(trainer: Trainer, state: TrainState, folder: pathlib.Path) -> dict
     epoch = int(state.step) // trainer.steps_per_epoch
     logits = trainer.logits(state.variables, test.images)
     probs = np.exp(metrics.ensemble_log_probs(logits, config.evaluation.ensemble))
-    plots.reliability_diagram(folder / "reliability.png", probs, test.labels)
     title = f"{config.dataset.name}, {config.method}, seed {config.seed}"
+    plots.reliability_diagram(folder / "reliability.png", title, probs, test.labels)
     which = "the last" if trainer.dataset.validation is None else "the best in validation"
     title += f": {len(test):,} test images, epoch {epoch} ({which})"
     results = _score(title, logits, test.labels, config.evaluation.ensemble)
@@ -201,8 +226,15 @@ def _score(title: str, logits: np.ndarray, labels: np.ndarray, ensemble: str) ->
     scaled, temperatures = metrics.scaled_scores(logits, labels, ensemble)
     print(f"\n{title}")
     print(reporting.score_table(scores, scaled))
-    print(f"  temperatures fitted on halves: {temperatures[0]:.4f}, {temperatures[1]:.4f}")
-    return {"scores": scores, "scaled_scores": scaled, "temperatures": temperatures}
+    temperature = metrics.fit_temperature(logits, labels, ensemble)
+    halves = ", ".join(f"{t:.4f}" for t in temperatures)
+    print(f"  temperatures fitted on halves: {halves}; on all, for prediction: {temperature:.4f}")
+    return {
+        "scores": scores,
+        "scaled_scores": scaled,
+        "temperatures": temperatures,
+        "temperature": temperature,
+    }
 
 
 def _draw_training_inputs(trainer: Trainer, key: jax.Array, folder: pathlib.Path) -> None:
@@ -210,7 +242,11 @@ def _draw_training_inputs(trainer: Trainer, key: jax.Array, folder: pathlib.Path
     config, data = trainer.config, trainer.dataset.train
     order = sampling.epoch_order(key, 1, len(data))
     plan = trainer.plan_fn(key, 0, order)
-    kinds = (True, False) if config.mixmo.block != "linear" else (False,)
+    mixed = config.model.num_members > 1 and config.mixmo.block != "linear"
+    kinds = {"patches": True, "shares": False} if mixed else {"shares": False}
     raw = batches.gather(data, *jax.device_get(batches.indices(plan)))
-    drawn = [trainer.batch_fn(raw, plan.replace(use_patch=np.bool_(kind))) for kind in kinds]
+    drawn = {
+        name: trainer.batch_fn(raw, plan.replace(use_patch=np.bool_(patch)))
+        for name, patch in kinds.items()
+    }
     plots.training_inputs(folder / "training_inputs.png", drawn, trainer.dataset)

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+from collections.abc import Sequence
 
 import ml_collections
 import tensorboardX
@@ -24,6 +25,7 @@ _NEUTRAL_FIELDS = {
     "dataset.placement",
     "steps_per_call",
     "checkpoint_every_epochs",
+    "evaluation.batch_size",
 }
 
 
@@ -97,16 +99,27 @@ def read_facts(folder: pathlib.Path) -> dict:
         raise InputError(f"{folder / DATASET}: cannot be read: {error}") from None
 
 
-def read_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
-    """Reads the config of the run in a folder."""
+def read_config(folder: pathlib.Path, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
+    """Reads the config of the run in a folder.
+
+    Args:
+      folder: of the run.
+      overrides: `--config.FIELD=VALUE` flags, for fields that do not change what is computed, such
+        as the place of the data.
+    """
     try:
         text = (folder / CONFIG).read_text()
     except OSError as error:
         raise InputError(f"workdir={folder}: holds no run: {CONFIG}: {error.strerror}") from None
     try:
-        return config_lib.from_json(text)
+        config = config_lib.from_json(text)
     except InputError as error:
         raise InputError(f"{folder / CONFIG}: {error}") from None
+    for field in config_lib.override(config, overrides):
+        if field not in _NEUTRAL_FIELDS:
+            able = ", ".join(sorted(_NEUTRAL_FIELDS))
+            raise InputError(f"{field}: the config is that of the run; only {able} can be set")
+    return config
 
 
 def write_text(file: pathlib.Path, text: str) -> None:
@@ -129,6 +142,8 @@ def write_bytes(file: pathlib.Path, content: bytes) -> None:
 def write_results(folder: pathlib.Path, results: dict, step: int) -> None:
     """Writes the final scores, also for TensorBoard; what JSON cannot hold becomes null."""
     results = _finite(results)
+    for old in folder.glob("events.out.tfevents.*.final"):
+        old.unlink(missing_ok=True)
     with tensorboardX.SummaryWriter(str(folder), filename_suffix=".final") as events:
         for name, value in _flat({k: v for k, v in results.items() if k.endswith("scores")}):
             if value is not None:

@@ -268,7 +268,7 @@ def test_no_folder_is_given():
 
 def test_the_folder_is_missing(tmp_path):
     missing = tmp_path / "missing"
-    refused(missing, rf"^dataset\.data_dir='{missing}': expected a folder with one folder")
+    refused(missing, rf"^dataset\.data_dir='{missing}': no such folder$")
 
 
 def test_a_file_instead_of_a_folder(tmp_path):

@@ -7,6 +7,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from reference import Reference
 from scipy import special
 
@@ -45,7 +46,7 @@ def run_copy(finished_run, tmp_path):
 
 
 def temperature_of(folder):
-    return np.mean(json.loads((folder / workdir.RESULTS).read_text())["temperatures"])
+    return json.loads((folder / workdir.RESULTS).read_text())["temperature"]
 
 
 def edit(file, **fields):
@@ -89,9 +90,29 @@ def test_probabilities_are_of_the_mean_logits_at_the_temperature(model, finished
     chex.assert_trees_all_equal(model.predict(test_split.images), probs.argmax(1))
 
 
+def test_image_files(finished_run, tmp_path):
+    """Read as the command line does; those of the right size unchanged."""
+    model = mixmo_jax.load(finished_run)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    Image.fromarray(pixels.repeat(4, axis=0)).save(tmp_path / "b.png")
+    images = model.read([tmp_path / "a.png", str(tmp_path / "b.png")])
+    assert images.shape == (2, 8, 8, 1) and images.dtype == np.uint8
+    chex.assert_trees_all_equal(images[0, ..., 0], pixels)
+    assert model.predict(images).shape == (2,)
+    with pytest.raises(InputError, match=r"missing\.png: cannot be read"):
+        model.read([tmp_path / "missing.png"])
+
+
+def test_models_describe_themselves(finished_run, other_run):
+    single = repr(mixmo_jax.load(finished_run))
+    assert single == "<mixmo_jax.Model: 2 members, 10 classes, images (8, 8, 1)>"
+    assert "2 networks" in repr(mixmo_jax.load([finished_run, other_run]))
+
+
 def test_run_without_temperatures_has_the_temperature_1(run_copy):
     results = json.loads((run_copy / workdir.RESULTS).read_text())
-    del results["temperatures"]
+    del results["temperature"]
     (run_copy / workdir.RESULTS).write_text(json.dumps(results))
     model = mixmo_jax.load(run_copy)
     images = np.zeros((1, 8, 8, 1), np.uint8)
@@ -306,11 +327,11 @@ def test_runs_that_do_not_fit_together(finished_run, run_copy, fields, message):
         "[]",
         "5",
         '"text"',
-        '{"temperatures": "x"}',
-        '{"temperatures": [null, 1]}',
-        '{"temperatures": [NaN, 1]}',
-        '{"temperatures": [-1, -1]}',
-        '{"temperatures": [0, 0]}',
+        '{"temperature": "x"}',
+        '{"temperature": null}',
+        '{"temperature": NaN}',
+        '{"temperature": -1}',
+        '{"temperature": 0}',
     ],
 )
 def test_damaged_results_are_refused(run_copy, text):

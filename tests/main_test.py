@@ -122,7 +122,8 @@ def test_epoch_lines_without_a_terminal_and_the_default_folder(tmp_path, monkeyp
     captured = capsys.readouterr()
     assert "epoch 1/1  loss" in captured.out
     assert "images/s" in captured.out
-    assert captured.err == ""
+    assert captured.err.startswith("warning: the learning rate rises for 88 steps, and the tr")
+    assert captured.err.count("\n") == 1
     assert (tmp_path / "runs" / "digits-cut_mixmo-s5" / "results.json").exists()
 
 
@@ -138,6 +139,11 @@ def test_epoch_lines_without_a_terminal_and_the_default_folder(tmp_path, monkeyp
         (["--config=digits", "--config.seeed=3"], "seeed: no such config field; did you mean seed"),
         (["--config=digits", "--mod=train"], "--mod=train: no such flag; did you mean --mode"),
         (["--config=digits", "--mode=test"], "should be one of <train|evaluate>"),
+        (["--config=digits", "--seed=1"], "--seed=1: no such flag; did you mean --config.seed?"),
+        (["--config=digits", "--depth", "10"], "did you mean --config.model.depth?"),
+        (["--config=digits", "--cfg.optimizer.momentum=0"], "mean --config.optimizer.momentum?"),
+        (["--config=digits", "--config.lr=1"], "lr: no such config field; see configs/common.py"),
+        (["--mode=evaluate", "--workdir=,"], "workdir: missing"),
         (["--config=digits", "stray"], "stray: no such flag"),
         (["--mode=evaluate"], "workdir: missing"),
         (["--mode=evaluate", "--config=digits", "--workdir=x"], "config: --mode=evaluate takes it"),

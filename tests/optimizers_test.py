@@ -64,11 +64,21 @@ def test_rate_equals_reference_from_each_change_to_the_next(name):
         chex.assert_trees_all_close(actual, expected, rtol=1e-6)
 
 
+def test_warm_up_in_epochs():
+    flags = ["--config.optimizer.warmup_epochs=2.5", "--config.optimizer.warmup_steps=7"]
+    _, settings = config.parse("digits", flags)
+    assert optimizers.warmup_steps(settings, steps_per_epoch=10) == 7 * 4 + 25
+    _, schedule = optimizers.create_optimizer(settings, steps_per_epoch=10)
+    rates = np.array([float(schedule(step)) for step in range(60)])
+    expected = 0.2 / 4 * np.minimum(1, np.arange(1, 61) / 53)
+    chex.assert_trees_all_close(rates, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("warmup_steps", [0, 1, 2])
 def test_short_warm_up(warmup_steps):
     schedule = optimizers.step_schedule(
         learning_rate=0.8,
-        warmup_steps=warmup_steps,
+        warmup_steps=2 * warmup_steps,
         decay_epochs=(3,),
         decay_factor=0.1,
         batch_repetitions=2,

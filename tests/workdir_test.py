@@ -30,7 +30,7 @@ def test_open_run_makes_the_folder_and_finds_it_again(tmp_path, config, dataset)
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("dataset.data_dir", "elsewhere"),
+        ("dataset.data_dir", "/elsewhere"),
         ("dataset.placement", "host"),
         ("steps_per_call", 7),
         ("checkpoint_every_epochs", 7),
@@ -41,6 +41,15 @@ def test_fields_that_may_change(tmp_path, config, dataset, field, value):
     config.update_from_flattened_dict({field: value})
     workdir.open_run(tmp_path, config, dataset)
     assert workdir.read_config(tmp_path) == config
+
+
+def test_fields_set_for_one_reading(tmp_path, config, dataset):
+    workdir.open_run(tmp_path, config, dataset)
+    moved = workdir.read_config(tmp_path, ["--config.dataset.data_dir=/elsewhere"])
+    assert moved.dataset.data_dir == "/elsewhere"
+    assert workdir.read_config(tmp_path) == config
+    with pytest.raises(InputError, match=r"^seed: the config is that of the run; only .*data_dir"):
+        workdir.read_config(tmp_path, ["--config.seed=1"])
 
 
 def test_other_config_is_named(tmp_path, config, dataset):

@@ -8,8 +8,8 @@ import numpy as np
 
 from mixmo_jax.datasets.archives import Files
 from mixmo_jax.datasets.cache import Arrays
-from mixmo_jax.datasets.source import Official, Source, warn
-from mixmo_jax.errors import InputError
+from mixmo_jax.datasets.source import Official, Source
+from mixmo_jax.errors import InputError, warn
 
 _PIXELS = 3 * 32 * 32
 _OFFICIAL_COUNTS = {"train": 50_000, "test": 10_000}

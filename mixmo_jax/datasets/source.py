@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-import sys
 from collections.abc import Callable
 
 import ml_collections
@@ -56,11 +55,13 @@ class Source:
           InputError: if it is not there and cannot be downloaded.
         """
         if self.url is None:
-            if not data_dir or not pathlib.Path(data_dir).expanduser().exists():
-                raise invalid(
-                    "dataset.data_dir", data_dir, "a folder with one folder of images per class"
-                )
-            return pathlib.Path(data_dir).expanduser()
+            if not data_dir:
+                allowed = "a folder with one folder of images per class"
+                raise invalid("dataset.data_dir", data_dir, allowed)
+            folder = pathlib.Path(data_dir).expanduser()
+            if not folder.exists():
+                raise InputError(f"dataset.data_dir={data_dir!r}: no such folder")
+            return folder
         default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
         folder = pathlib.Path(data_dir or default).expanduser()
         if folder.is_file() or any((folder / marker).is_file() for marker in self.markers):
@@ -91,8 +92,3 @@ class Source:
                 if digest != official.digest:
                     message = f"{method} is {digest}, expected {official.digest}"
                     raise InputError(f"{path}: corrupt: {message}; download it again")
-
-
-def warn(message: str) -> None:
-    """Prints a warning in one line."""
-    print(f"warning: {message}", file=sys.stderr)

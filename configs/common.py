@@ -52,8 +52,9 @@ def get_config(method: str = DEFAULT_METHOD) -> ml_collections.ConfigDict:
     config.mixmo = ml_collections.ConfigDict()
     config.mixmo.block = "linear"  # or "cutmix": rectangular patches, as CutMix does with pixels
     config.mixmo.prob = 0.5  # share of the batches that the block mixes; the others are linear
+    config.mixmo.prob_until = 11 / 12  # after this share of the training, prob falls linearly to 0
     config.mixmo.alpha = 2.0  # Dirichlet concentration of the ratios; 0: equal ratios
-    config.mixmo.root = 3.0  # r: the loss weights go with ratio ** (1 / r)
+    config.mixmo.root = 3.0  # r: the loss weights go with ratio ** (1 / r); inf: equal weights
 
     config.msda = ml_collections.ConfigDict()  # mixing of pixels, before the encoders
     config.msda.method = "none"  # or "mixup" or "cutmix"

@@ -119,7 +119,9 @@ def make_plan_fn(config: ml_collections.ConfigDict, num_images: int) -> Callable
 
     def plan(key: jax.Array, step: jax.Array, order: jax.Array) -> BatchPlan:
         epoch = step // steps + 1
-        prob = patch_probability(epoch, config.num_epochs, config.mixmo.prob)
+        prob = patch_probability(
+            epoch, config.num_epochs, config.mixmo.prob, config.mixmo.prob_until
+        )
         return draw(key, step, order, patch_prob=prob)
 
     return plan

@@ -8,6 +8,8 @@ import jax
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
+from mixmo_jax.errors import InputError
+
 State = TypeVar("State")
 
 
@@ -37,13 +39,25 @@ class Checkpoints:
         """Saves a state (a pytree of arrays, not replicated) under its training step."""
         self._manager.save(step, args=ocp.args.StandardSave(state))
 
-    def restore(self, step: int, like: State) -> State:
-        """Returns the state saved at a step, in the form of `like` (arrays or their shapes)."""
+    def restore(self, step: int | None, like: State) -> State:
+        """Returns the state saved at a step, in the form of `like` (arrays or their shapes).
+
+        Raises:
+          InputError: if there is none, or it is damaged or has another form.
+        """
+        if step is None:
+            raise InputError(f"{self._manager.directory}: holds no checkpoint")
         device = SingleDeviceSharding(jax.local_devices()[0])
         target = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), like
         )
-        return self._manager.restore(step, args=ocp.args.StandardRestore(target))
+        try:
+            return self._manager.restore(step, args=ocp.args.StandardRestore(target))
+        except Exception as error:  # whatever a damaged checkpoint leads to
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"{self._manager.directory}: cannot be read, or is of another network: {reason}"
+            ) from error
 
     def drop_after(self, step: int) -> None:
         """Deletes the checkpoints of later steps."""

@@ -71,8 +71,9 @@ _RULES = {
     "model.dtype": _one_of("auto", "float32", "bfloat16"),
     "mixmo.block": _one_of("linear", "cutmix"),
     "mixmo.prob": _share(),
-    "mixmo.alpha": _at_least(_FLOAT, 0),
-    "mixmo.root": _above(_FLOAT, 0),
+    "mixmo.prob_until": _rule(_FLOAT, "a number >= 0 and < 1", lambda value: 0 <= value < 1),
+    "mixmo.alpha": _share(high=1e6),
+    "mixmo.root": _rule(_FLOAT, "a number > 0; inf is allowed", lambda value: value > 0),
     "msda.method": _one_of("none", "mixup", "cutmix"),
     "msda.beta": _above(_FLOAT, 0),
     "msda.prob": _share(),
@@ -123,11 +124,24 @@ def parse(spec: str, overrides: Sequence[str] = ()) -> tuple[str, ml_collections
     Raises:
       InputError: no such file, method or field, or a value of the wrong type or out of range.
     """
-    path, _, method = spec.partition(":")
+    path, method = spec, ""
+    if ":" in spec and not pathlib.Path(spec).is_file():
+        path, _, method = spec.rpartition(":")
     file = _find(path)
     config = _execute(file, method)
     override(config, overrides)
     return file.stem, config
+
+
+def join_flags(argv: Sequence[str]) -> list[str]:
+    """Makes `--config.FIELD=VALUE` of `--config.FIELD VALUE`."""
+    joined = []
+    for argument in argv:
+        if joined and re.fullmatch(r"--?config\.[\w.]+", joined[-1]) and argument[:1] != "-":
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def override(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> list[str]:
@@ -232,7 +246,7 @@ def _execute(file: pathlib.Path, method: str) -> ml_collections.ConfigDict:
     try:
         spec.loader.exec_module(module)
         config = module.get_config(*[method] if method else [])
-    except Exception as error:  # whatever somebody's file does
+    except (Exception, SystemExit) as error:  # whatever somebody's file does
         reason = " ".join(str(error).split())
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise InputError(f"config={file}: {kind}{reason}") from error
@@ -246,6 +260,8 @@ def _set_fields(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> 
     for flag in overrides:
         field = re.sub(r"^--?(no)?config\.", "", flag).partition("=")[0]
         named.append(field)
+        if field == "method":
+            raise InputError("method: cannot be set alone; choose it by --config=FILE:METHOD")
         if field not in known:
             raise unknown("config field", field, known, where="configs/common.py")
     argv, values = ["", *overrides], flags.FlagValues()

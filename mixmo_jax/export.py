@@ -43,14 +43,17 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    output = arguments.output
+    output = arguments.output.expanduser()
     side = output.with_name(f"{output.name}.json") if output.name else output
     for file in (output, side):
-        if file.is_dir():
-            raise InputError(f"output={output}: {file} is a folder")
+        if file.exists() and not file.is_file():
+            raise InputError(f"output={output}: {file} is not a file that could be replaced")
     if "," in arguments.workdir and not pathlib.Path(arguments.workdir).exists():
         raise InputError(f"workdir={arguments.workdir}: expected one run")
     model = inference.load(arguments.workdir)
+    if model.ensemble != "logits" and not arguments.no_fold:
+        reason = "the run averages probabilities, which cannot be folded: use --no_fold"
+        raise InputError(f"workdir={arguments.workdir}: {reason}")
     serialized = export(model if arguments.no_fold else model.fold())
     facts = {
         "class_names": model.class_names,

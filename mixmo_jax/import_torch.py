@@ -27,19 +27,19 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--checkpoint", required=True, type=pathlib.Path)
     parser.add_argument("--config", required=True, help="as in training: FILE[:METHOD]")
     parser.add_argument("--workdir", required=True, type=pathlib.Path)
-    arguments, overrides = parser.parse_known_args(argv[1:])
+    arguments, overrides = parser.parse_known_args(config_lib.join_flags(argv[1:]))
     return run_command(lambda: _import(arguments, overrides))
 
 
 def _import(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     _, config = config_lib.parse(arguments.config, overrides)
     model, variables, fields = torch_import.convert(
-        torch_import.read_state_dict(arguments.checkpoint)
+        torch_import.read_state_dict(arguments.checkpoint.expanduser())
     )
     for name, value in fields.items():
         if config.model[name] != value:
             raise InputError(f"model.{name}={config.model[name]!r}: the checkpoint has {value!r}")
-    runs.import_variables(config, variables, model.num_classes, arguments.workdir)
+    runs.import_variables(config, variables, model.num_classes, arguments.workdir.expanduser())
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from absl import flags
 
 from mixmo_jax import config as config_lib
 from mixmo_jax import runs
-from mixmo_jax.errors import InputError, unknown
+from mixmo_jax.errors import InputError, run_command, unknown
 
 _FIELD = re.compile(r"--?(no)?config\.")
 
@@ -26,15 +26,14 @@ def main(argv: Sequence[str]) -> int:
       The exit status: 0, 2 for wrong input, 1 if the training diverged, 130 if interrupted.
     """
     try:
-        _run(argv)
-    except (InputError, FloatingPointError) as error:
+        return run_command(lambda: _run(argv))
+    except FloatingPointError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
+        return 1
     except KeyboardInterrupt:
         message = "interrupted; the same command goes on from the last checkpoint, if there is one"
         print(message, file=sys.stderr)
         return 130
-    return 0
 
 
 def _run(argv: Sequence[str]) -> None:
@@ -43,7 +42,7 @@ def _run(argv: Sequence[str]) -> None:
         print(f"{__doc__}\n{known.get_help()}")
         return
     try:
-        _, *overrides = known(_join(argv), known_only=True)
+        _, *overrides = known(config_lib.join_flags(argv), known_only=True)
     except flags.Error as error:
         raise InputError(str(error)) from None
     for flag in overrides:
@@ -63,17 +62,6 @@ def _unknown_flag(flag: str, known: flags.FlagValues) -> InputError:
         meant = " or ".join(f"--config.{field}" for field in fields)
         return InputError(f"{flag}: no such flag; did you mean {meant}?")
     return unknown("flag", flag, [f"--{name}" for name in known], where="--help")
-
-
-def _join(argv: Sequence[str]) -> list[str]:
-    """Makes `--config.FIELD=VALUE` of `--config.FIELD VALUE`."""
-    joined = []
-    for argument in argv:
-        if joined and re.fullmatch(_FIELD.pattern + r"[\w.]+", joined[-1]) and argument[:1] != "-":
-            joined[-1] += f"={argument}"
-        else:
-            joined.append(argument)
-    return joined
 
 
 def _define_flags() -> flags.FlagValues:
@@ -115,7 +103,7 @@ def _train(known: flags.FlagValues, overrides: Sequence[str]) -> None:
         raise InputError("config: missing; for example --config=digits")
     name, config = config_lib.parse(known.config, overrides)
     default = f"runs/{name}-{config.method}-s{config.seed}"
-    runs.train(config, pathlib.Path(known.workdir or default))
+    runs.train(config, pathlib.Path(known.workdir or default).expanduser())
 
 
 def _evaluate(known: flags.FlagValues, overrides: Sequence[str]) -> None:
@@ -123,9 +111,9 @@ def _evaluate(known: flags.FlagValues, overrides: Sequence[str]) -> None:
         raise InputError("workdir: missing; --mode=evaluate takes the folder of a finished run")
     if known.config is not None or (overrides and known.corruptions is not None):
         raise InputError("config: --mode=evaluate takes it from the run in --workdir")
-    folders = [pathlib.Path(part) for part in known.workdir.split(",") if part]
+    folders = [pathlib.Path(part).expanduser() for part in known.workdir.split(",") if part]
     if known.corruptions is not None:
-        runs.evaluate_corruptions(folders, pathlib.Path(known.corruptions))
+        runs.evaluate_corruptions(folders, pathlib.Path(known.corruptions).expanduser())
     elif len(folders) > 1:
         runs.evaluate_ensemble(folders, overrides)
     else:

@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 from scipy import optimize, special, stats
 
-from mixmo_jax.errors import InputError
+from mixmo_jax.errors import InputError, invalid
 
 NUM_BINS = 15
 
@@ -25,6 +25,8 @@ def ensemble_log_probs(logits: np.ndarray, ensemble: str = "logits") -> np.ndarr
       [N, K] float64.
     """
     logits = np.asarray(logits, np.float64)
+    if ensemble not in ("logits", "probabilities"):
+        raise invalid("ensemble", ensemble, "logits or probabilities")
     if ensemble == "logits":
         return special.log_softmax(logits.mean(1), axis=-1)
     log_probs = special.log_softmax(logits, axis=-1)
@@ -163,10 +165,15 @@ def scaled_scores(
 
 def _checked(logits, labels):
     """Both as NumPy arrays, the logits float64, if they can be scored."""
-    logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
-    if logits.ndim != 3 or labels.shape != logits.shape[:1] or not len(labels):
+    try:
+        logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"logits: expected numbers [N, M, K]: {error}") from None
+    if logits.ndim != 3 or labels.shape != logits.shape[:1] or not logits.size:
         shapes = f"{logits.shape} and {labels.shape}"
-        raise InputError(f"logits and labels: shapes {shapes}, expected [N, M, K] and [N], N >= 1")
+        raise InputError(
+            f"logits and labels: shapes {shapes}, expected [N, M, K] and [N], all >= 1"
+        )
     if not np.issubdtype(labels.dtype, np.integer):
         raise InputError(f"labels: {labels.dtype}, expected integers")
     if labels.min() < 0 or labels.max() >= logits.shape[2]:

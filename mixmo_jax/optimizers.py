@@ -15,7 +15,7 @@ def create_optimizer(
     schedule = step_schedule(
         learning_rate=fields.learning_rate,
         warmup_steps=warmup_steps(config, steps_per_epoch),
-        decay_epochs=fields.decay_epochs,
+        decay_epochs=[epoch for epoch in fields.decay_epochs if epoch <= config.num_epochs],
         decay_factor=fields.decay_factor,
         batch_repetitions=config.batch_repetitions,
         steps_per_epoch=steps_per_epoch,

@@ -1,6 +1,7 @@
 """Pictures of a run."""
 
 import pathlib
+import warnings
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -45,7 +46,7 @@ def learning_curves(file: pathlib.Path, lines: Sequence[dict]) -> None:
     for axis in (left, right):
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.set_xlim(0.5, lines[-1]["epoch"] + 0.5)
-    figure.savefig(file, dpi=120)
+    _save(figure, file, dpi=120)
 
 
 def reliability_diagram(
@@ -73,7 +74,7 @@ def reliability_diagram(
     figure.legend(loc="outside upper center", ncols=2, fontsize="small")
     bottom.bar(centres, counts, 1 / len(counts), edgecolor="white")
     bottom.set(xlabel="confidence (top probability)", ylabel="test images")
-    figure.savefig(file, dpi=120)
+    _save(figure, file, dpi=120)
 
 
 def training_inputs(file: pathlib.Path, batches: Mapping[str, Batch], dataset: Dataset) -> None:
@@ -88,7 +89,14 @@ def training_inputs(file: pathlib.Path, batches: Mapping[str, Batch], dataset: D
     """
     num_members = len(next(iter(batches.values())).images)
     draw = _draw_images if num_members == 1 else _draw_mixing
-    draw(jax.device_get(dict(batches)), dataset).savefig(file, dpi=80)
+    _save(draw(jax.device_get(dict(batches)), dataset), file, dpi=80)
+
+
+def _save(figure, file, dpi):
+    with warnings.catch_warnings():
+        # Class names may have letters that matplotlib's font lacks: it draws boxes.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(file, dpi=dpi)
 
 
 def _draw_images(batches, dataset):

@@ -7,6 +7,7 @@ python -m mixmo_jax.predict --workdir=run0,run1 --format=csv folder/ > predictio
 import argparse
 import csv
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -67,7 +68,7 @@ def predict_files(model: inference.Model, files: Sequence[pathlib.Path]) -> list
     for file, probs, votes in zip(files, model.probs(logits), logits.argmax(-1), strict=True):
         rows.append(
             {
-                "file": str(file),
+                "file": os.fsencode(file).decode(errors="replace"),
                 "class": model.class_names[probs.argmax()],
                 "probability": round(float(probs.max()), 6),
                 "votes": [model.class_names[vote] for vote in votes],

@@ -143,6 +143,10 @@ def import_variables(
     if trainer.dataset.num_classes != num_classes:
         found = f"{trainer.dataset.num_classes} classes, the network {num_classes}"
         raise InputError(f"dataset.name={config.dataset.name!r}: {found}")
+    channels = variables["params"]["stem"]["kernel"].shape[-2]
+    if trainer.dataset.image_shape[-1] != channels:
+        found = f"{trainer.dataset.image_shape[-1]} channels, the network {channels}"
+        raise InputError(f"dataset.name={config.dataset.name!r}: {found}")
     workdir.open_run(folder, config, trainer.dataset)
     step = config.num_epochs * trainer.steps_per_epoch
     state = trainer.create_state().replace(step=jnp.int32(step), **variables)
@@ -169,14 +173,20 @@ def evaluate_ensemble(
       InputError: if there is no finished run in a folder, or the runs do not fit together.
     """
     model = inference.load(folders)
+    digests = [workdir.read_facts(folder)["test_digest"] for folder in folders]
+    for folder, digest in zip(folders, digests, strict=True):
+        if digest != digests[0]:
+            raise InputError(f"workdir={folder}: has other test images than {folders[0]}")
     config = workdir.read_config(folders[0], overrides)
     test = workdir.with_kept_facts(folders[0], datasets.load(config.dataset)).test
     title = f"ensemble of {len(folders)} runs, {model.num_members} members"
     logits = model.logits(test.images)
     results = _score(f"{title}: {len(test):,} test images", logits, test.labels, model.ensemble)
+    probs = np.exp(metrics.ensemble_log_probs(logits, model.ensemble))
+    plots.reliability_diagram(folders[0] / "ensemble.png", title, probs, test.labels)
     results["runs"] = [str(folder) for folder in folders]
     workdir.write_json(folders[0] / workdir.ENSEMBLE, results)
-    print(f"  written to {folders[0] / workdir.ENSEMBLE}")
+    print(f"  in {folders[0] / workdir.ENSEMBLE} and ensemble.png")
     return results["scores"]
 
 
@@ -194,7 +204,7 @@ def evaluate_corruptions(folders: Sequence[pathlib.Path], images: pathlib.Path) 
     results = corruptions.score_corruptions(model.logits, images, model.image_shape, model.ensemble)
     print(reporting.corruption_table(results))
     workdir.write_json(folders[0] / workdir.CORRUPTIONS, results)
-    print(f"  all scores: {folders[0] / workdir.CORRUPTIONS}")
+    print(f"  all scores are in {folders[0] / workdir.CORRUPTIONS}")
     return results
 
 
@@ -209,12 +219,12 @@ def _evaluate(trainer: Trainer, state: TrainState, folder: pathlib.Path) -> dict
             state = best.restore(best.latest_step, jax.eval_shape(trainer.create_state))
     epoch = int(state.step) // trainer.steps_per_epoch
     logits = trainer.logits(state.variables, test.images)
-    probs = np.exp(metrics.ensemble_log_probs(logits, config.evaluation.ensemble))
     title = f"{config.dataset.name}, {config.method}, seed {config.seed}"
-    plots.reliability_diagram(folder / "reliability.png", title, probs, test.labels)
     which = "the last" if trainer.dataset.validation is None else "the best in validation"
-    title += f": {len(test):,} test images, epoch {epoch} ({which})"
-    results = _score(title, logits, test.labels, config.evaluation.ensemble)
+    of = f"{len(test):,} test images, epoch {epoch} ({which})"
+    results = _score(f"{title}: {of}", logits, test.labels, config.evaluation.ensemble)
+    probs = np.exp(metrics.ensemble_log_probs(logits, config.evaluation.ensemble))
+    plots.reliability_diagram(folder / "reliability.png", title, probs, test.labels)
     results = {"epoch": epoch, "test_images": len(test), **results}
     workdir.write_results(folder, results, int(state.step))
     return results["scores"]

@@ -16,6 +16,8 @@ from mixmo_jax.models import MixMoNet, preact_resnet, wide_resnet
 
 StateDict = Mapping[str, np.ndarray]
 
+_STATE_DICT = "classifier_state_dict"  # where a checkpoint file of the authors has it
+
 
 def from_torch(
     source: str | pathlib.Path | StateDict, class_names: Sequence[str] | None = None
@@ -57,7 +59,8 @@ def read_state_dict(file: pathlib.Path) -> StateDict:
         raise
     except Exception as error:  # whatever a damaged file leads to
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"checkpoint={file}: cannot be read: {reason}") from None
+        kind = type(error).__name__
+        raise InputError(f"checkpoint={file}: cannot be read: {kind}: {reason}") from None
 
 
 def _read_torch(file):
@@ -68,7 +71,7 @@ def _read_torch(file):
             f"checkpoint={file}: reading it needs PyTorch: pip install torch"
         ) from None
     saved = torch.load(file, map_location="cpu", weights_only=True)
-    saved = saved.get("classifier_state_dict", saved)
+    saved = saved.get(_STATE_DICT, saved)
     return {name: value.numpy() for name, value in saved.items() if torch.is_tensor(value)}
 
 
@@ -82,10 +85,15 @@ def convert(state_dict: StateDict) -> tuple[MixMoNet, dict, dict[str, object]]:
       InputError: if names or shapes do not fit; it says which.
     """
     arrays = {
-        name.removeprefix("module."): np.asarray(array)
-        for name, array in state_dict.items()
-        if not name.endswith("num_batches_tracked")
+        str(name).removeprefix("module."): np.asarray(array)
+        for name, array in state_dict.get(_STATE_DICT, state_dict).items()
+        if not str(name).endswith("num_batches_tracked")
     }
+    for name, array in arrays.items():
+        if array.dtype.kind != "f" or not array.ndim:
+            raise InputError(f"checkpoint: {name} is {array.dtype} {array.shape}, expected floats")
+        if not np.isfinite(array).all():
+            raise InputError(f"checkpoint: {name} is not finite")
     fields, num_classes = _describe(arrays)
     build = {"wide_resnet": wide_resnet, "preact_resnet": preact_resnet}[fields["name"]]
     arguments = {name: value for name, value in fields.items() if name != "name"}

@@ -18,7 +18,7 @@ from mixmo_jax.batches import RawBatch
 from mixmo_jax.checkpoints import BestCheckpoint, Checkpoints
 from mixmo_jax.datasets import Dataset, Split
 from mixmo_jax.devices import AXIS
-from mixmo_jax.errors import invalid
+from mixmo_jax.errors import InputError, invalid
 from mixmo_jax.models import MixMoNet, create_model
 from mixmo_jax.reporting import Progress
 from mixmo_jax.workdir import MetricsLog
@@ -179,6 +179,12 @@ class Trainer:
         if not self.steps_per_epoch:
             most = len(dataset.train) * config.batch_repetitions
             raise invalid("batch_size", config.batch_size, f"at most {most} with this data set")
+        for field, steps in {
+            "num_epochs": config.num_epochs * self.steps_per_epoch,
+            "optimizer.warmup_steps": optimizers.warmup_steps(config, self.steps_per_epoch),
+        }.items():
+            if steps >= 2**31:  # they are counted in int32
+                raise InputError(f"{field}: {steps:,} steps, expected fewer than 2**31")
         self.config, self.dataset = config, dataset
         self.model = create_model(config.model, dataset.num_classes, AXIS)
         self.tx, self.schedule = optimizers.create_optimizer(config, self.steps_per_epoch)

@@ -53,6 +53,7 @@ def open_run(folder: pathlib.Path, config: ml_collections.ConfigDict, dataset: D
         "mean": dataset.mean,
         "std": dataset.std,
         "num_images": dataset.num_images,
+        "test_digest": dataset.test.digest(),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -88,15 +89,20 @@ def read_facts(folder: pathlib.Path) -> dict:
     """Reads what a run keeps of its data.
 
     Returns:
-      `image_shape`, `class_names`, `mean` and `std` as tuples, and `num_images` of each split.
+      `image_shape`, `class_names`, `mean` and `std` as tuples, `num_images` of each split, and
+      `test_digest`.
     """
     try:
         facts = json.loads((folder / DATASET).read_text())
-        names = ("image_shape", "class_names", "mean", "std")
-        kept = {name: tuple(facts[name]) for name in names}
-        return {**kept, "num_images": dict(facts["num_images"])}
+        kinds = {"image_shape": int, "class_names": str, "mean": float, "std": float}
+        kept = {name: tuple(map(kind, facts[name])) for name, kind in kinds.items()}
+        _, _, channels = kept["image_shape"]
+        if not len(kept["mean"]) == len(kept["std"]) == channels:
+            raise ValueError(f"expected {channels} means and standard deviations")
+        facts = {name: facts[name] for name in ("num_images", "test_digest")}
+        return {**kept, **facts, "num_images": dict(facts["num_images"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / DATASET}: cannot be read: {error}") from None
+        raise InputError(f"{folder / DATASET}: cannot be read: {error!r}") from None
 
 
 def read_config(folder: pathlib.Path, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
@@ -108,7 +114,7 @@ def read_config(folder: pathlib.Path, overrides: Sequence[str] = ()) -> ml_colle
         as the place of the data.
     """
     try:
-        text = (folder / CONFIG).read_text()
+        text = (folder / CONFIG).read_text(errors="replace")
     except OSError as error:
         raise InputError(f"workdir={folder}: holds no run: {CONFIG}: {error.strerror}") from None
     try:
@@ -129,6 +135,7 @@ def write_text(file: pathlib.Path, text: str) -> None:
 
 def write_bytes(file: pathlib.Path, content: bytes) -> None:
     """Writes a file at once: a reader finds the old content or the new, never a part."""
+    file = pathlib.Path(os.path.realpath(file))  # not in the place of a link
     part = file.with_name(f".{file.name}.part")
     try:
         part.write_bytes(content)
@@ -166,9 +173,22 @@ def read_results(folder: pathlib.Path) -> dict:
 
 
 def read_metrics(folder: pathlib.Path) -> list[dict]:
-    """Reads the lines of all epochs so far."""
+    """Reads the lines of all epochs so far.
+
+    Raises:
+      InputError: if one is damaged; but the last, of an epoch whose end was cut off, is left out.
+    """
     file = folder / METRICS
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    if not file.exists():
+        return []
+    *whole, _ = file.read_text(errors="replace").split("\n")
+    try:
+        lines = [json.loads(line) for line in whole]
+        for line in lines:
+            line["epoch"], line["step"], line["loss"]
+        return lines
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file}: damaged: {error!r}") from None
 
 
 class MetricsLog:

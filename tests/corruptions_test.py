@@ -208,9 +208,18 @@ def test_command_line_scores_an_ensemble(copies, test_split, capsys):
     assert results["scores"].keys() == results["scaled_scores"].keys()
     assert len(results["temperatures"]) == 2
     assert "ensemble of 2 runs, 4 members" in output
+    assert (copies[0] / "ensemble.png").stat().st_size > 5000
     for name in ("accuracy", "accuracy member3", "brier", "tace", "auroc", "disagreement"):
         assert f"  {name} " in output
     assert (copies[0] / workdir.RESULTS).read_text() == before
+
+
+def test_an_ensemble_of_runs_with_other_test_images_is_refused(copies, capsys):
+    facts = json.loads((copies[1] / workdir.DATASET).read_text())
+    (copies[1] / workdir.DATASET).write_text(json.dumps({**facts, "test_digest": "other"}))
+    assert main(["", "--mode=evaluate", f"--workdir={copies[0]},{copies[1]}"]) == 2
+    message = f"error: workdir={copies[1]}: has other test images than {copies[0]}\n"
+    assert capsys.readouterr().err == message
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Exported networks, used without this package."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -99,6 +100,24 @@ def test_output_that_cannot_be_written_is_status_2(
     assert captured.err.startswith("error: output=")
     assert captured.err.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_special_files_are_not_replaced(tmp_path, finished_run, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    assert export_to(tmp_path / "pipe", f"--workdir={finished_run}") == 2
+    assert "pipe is not a file that could be replaced" in capsys.readouterr().err
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_links_stay_and_their_files_are_written(tmp_path, finished_run):
+    (tmp_path / "link").symlink_to("model")
+    assert export_to(tmp_path / "link", f"--workdir={finished_run}") == 0
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "model").stat().st_size > 1000
+
+
+def test_several_runs_are_status_2(tmp_path, finished_run, capsys):
+    assert export_to(tmp_path / "model", f"--workdir={finished_run},{finished_run}") == 2
+    assert "expected one run" in capsys.readouterr().err
 
 
 def test_no_run_is_status_2(tmp_path, capsys):

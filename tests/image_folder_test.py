@@ -358,3 +358,37 @@ def test_links_to_images_and_folders_are_followed(tmp_path):
     data = load(tmp_path / "data")
     found = classes_by_pixels(data, data.train) | classes_by_pixels(data, data.test)
     assert found == {k: {"a": "ant", "b": "owl"}[v] for k, v in files.items()}
+
+
+def test_links_in_a_circle_are_named(tmp_path):
+    add_classes(tmp_path, {"owl": 4, "ant": 4})
+    (tmp_path / "ant" / "loop").symlink_to("..")
+    (tmp_path / "owl" / "other").symlink_to("../..")
+    refused(tmp_path, "loop: refused: a link to a folder that it is in")
+
+
+def test_links_to_images_elsewhere_are_followed(tmp_path):
+    files = add_classes(tmp_path / "elsewhere", {"owl": 4, "ant": 4})
+    (tmp_path / "data").mkdir()
+    for name in ("owl", "ant"):
+        (tmp_path / "data" / name).symlink_to(tmp_path / "elsewhere" / name)
+    data = load(tmp_path / "data", test_fraction=0.5)
+    assert classes_by_pixels(data, data.train) | classes_by_pixels(data, data.test) == files
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    add_classes(tmp_path, {"owl": 4, os.fsdecode(b"caf\xe9"): 4})
+    save(noise(77), tmp_path / "owl" / os.fsdecode(b"\xe9.png"))
+    data = load(tmp_path)
+    assert data.class_names == ("caf\N{REPLACEMENT CHARACTER}", "owl")
+
+
+def test_a_folder_for_testing_without_classes(tmp_path):
+    add_classes(tmp_path / "train", {"owl": 4, "ant": 4})
+    (tmp_path / "test").mkdir()
+    refused(tmp_path, "test: expected a folder of images for each class")
+
+
+def test_one_image_to_test(tmp_path):
+    add_classes(tmp_path, {"owl": 2, "ant": 1})
+    assert len(load(tmp_path).test) == 1

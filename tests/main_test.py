@@ -106,6 +106,20 @@ def test_evaluate_mode_needs_only_the_folder(finished_run, capsys):
     assert (folder / "results.json").read_text() == before
 
 
+def test_evaluation_finds_what_cannot_be_written(finished_run, capsys, monkeypatch):
+    """The scores are shown all the same."""
+    folder, _, _ = finished_run
+
+    def refuse(file, *arguments):
+        raise PermissionError(13, "Permission denied", str(file))
+
+    monkeypatch.setattr("mixmo_jax.plots.reliability_diagram", refuse)
+    assert main(["", "--mode=evaluate", f"--workdir={folder}"]) == 2
+    captured = capsys.readouterr()
+    assert "accuracy member1" in captured.out
+    assert captured.err == f"error: {folder / 'reliability.png'}: Permission denied\n"
+
+
 def test_other_config_in_the_folder_is_refused(finished_run, capsys):
     folder, _, _ = finished_run
     before = {f: f.stat().st_mtime_ns for f in folder.rglob("*")}
@@ -144,6 +158,7 @@ def test_epoch_lines_without_a_terminal_and_the_default_folder(tmp_path, monkeyp
         (["--config=digits", "--cfg.optimizer.momentum=0"], "mean --config.optimizer.momentum?"),
         (["--config=digits", "--config.lr=1"], "lr: no such config field; see configs/common.py"),
         (["--mode=evaluate", "--workdir=,"], "workdir: missing"),
+        ([f"--config={'a' * 300}"], ": File name too long"),
         (["--config=digits", "stray"], "stray: no such flag"),
         (["--mode=evaluate"], "workdir: missing"),
         (["--mode=evaluate", "--config=digits", "--workdir=x"], "config: --mode=evaluate takes it"),

@@ -392,7 +392,10 @@ GOOD_LOGITS, GOOD_LABELS = np.zeros((4, 2, 3)), np.array([0, 1, 2, 2])
         (GOOD_LOGITS[:, 0], GOOD_LABELS, r"shapes \(4, 3\) and \(4,\)"),
         (GOOD_LOGITS[:3], GOOD_LABELS, r"shapes \(3, 2, 3\) and \(4,\)"),
         (GOOD_LOGITS, GOOD_LABELS[:, None], r"shapes \(4, 2, 3\) and \(4, 1\)"),
-        (GOOD_LOGITS[:0], GOOD_LABELS[:0], "expected .* N >= 1"),
+        (GOOD_LOGITS[:0], GOOD_LABELS[:0], "expected .* all >= 1"),
+        (GOOD_LOGITS[:, :0], GOOD_LABELS, "expected .* all >= 1"),
+        (np.full((4, 2, 3), "x"), GOOD_LABELS, "logits: expected numbers"),
+        (GOOD_LOGITS, None, r"shapes \(4, 2, 3\) and \(\)"),
         (GOOD_LOGITS, GOOD_LABELS + 1, "labels: 3, expected 0 to 2"),
         (GOOD_LOGITS, GOOD_LABELS - 1, "labels: -1, expected 0 to 2"),
         (GOOD_LOGITS, GOOD_LABELS.astype(float), "labels: float64, expected integers"),
@@ -407,6 +410,11 @@ def test_what_cannot_be_scored_is_named(logits, labels, message):
     for scores in (metrics.plain_scores, metrics.scaled_scores):
         with pytest.raises(InputError, match=message):
             scores(logits, labels)
+
+
+def test_unknown_kind_of_ensemble():
+    with pytest.raises(InputError, match="ensemble='votes': expected logits or probabilities"):
+        metrics.score(GOOD_LOGITS, GOOD_LABELS, "votes")
 
 
 @pytest.mark.parametrize("ensemble", ["logits", "probabilities"])

@@ -103,6 +103,19 @@ def test_loss_weights_of_an_infinite_root_are_equal():
     )
 
 
+def test_loss_weights_of_a_tiny_root_go_to_the_largest_ratio():
+    masks = linear_masks(jnp.array([[0.2, 0.5], [0.3, 0.5], [0.5, 0.0]]), SHAPE)[..., None]
+    expected = jnp.array([[0.0, 1.5], [0.0, 1.5], [3.0, 0.0]])
+    chex.assert_trees_all_close(loss_weights(masks, 0.005), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("until", [0.0, 0.5])
+def test_patch_probability_falls_from_where_it_shall(until):
+    probs = [float(patch_probability(epoch, 8, 0.4, until)) for epoch in range(1, 9)]
+    left = 1 - np.arange(1, 9) / 8
+    chex.assert_trees_all_close(probs, list(0.4 * np.minimum(1, left / (1 - until))), atol=1e-6)
+
+
 @pytest.mark.parametrize("use_patch", [False, True])
 @pytest.mark.parametrize("block", BLOCKS)
 def test_single_member_has_masks_of_ones(block, use_patch):

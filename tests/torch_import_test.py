@@ -76,6 +76,10 @@ def cut(name):
     return lambda arrays: arrays.update({name: arrays[name][:-1]})
 
 
+def with_value(name, value):
+    return lambda arrays: arrays.update({name: value})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -86,6 +90,9 @@ def cut(name):
         (cut("layer2.0.bn1.weight"), "layer2.0.bn1.weight has the shape"),
         (cut("list_conv1.1.weight"), "list_conv1.1.weight has the shape"),
         (dict.clear, "not of a MixMo network"),
+        (with_value("bn1.bias", np.float32(1)), r"bn1.bias is float32 \(\), expected floats"),
+        (with_value("bn1.bias", np.full(128, "x")), r"bn1.bias is <U1 \(128,\), expected floats"),
+        (with_value("bn1.bias", np.full(128, np.nan)), "bn1.bias is not finite"),
     ],
 )
 def test_what_does_not_fit_is_named(reference, change, message):
@@ -159,3 +166,17 @@ def test_config_and_checkpoint_must_agree(tmp_path, flags, reference, capsys):
     assert import_torch.main([*flags, "--config.model.num_members=3"]) == 2
     assert "model.num_members=3: the checkpoint has 2" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_images_must_have_the_channels_of_the_checkpoint(tmp_path, reference, capsys):
+    np.savez(tmp_path / "net.npz", **reference.state_dict)
+    places = [f"--checkpoint={tmp_path}/net.npz", f"--workdir={tmp_path}/run"]
+    assert import_torch.main(["", "--config=digits", *places]) == 2
+    message = "error: dataset.name='digits': 1 channels, the network 3\n"
+    assert capsys.readouterr().err == message
+    assert not (tmp_path / "run").exists()
+
+
+def test_state_dict_inside_of_a_checkpoint(reference):
+    model = mixmo_jax.from_torch({"epoch": 3, "classifier_state_dict": reference.state_dict})
+    assert model.num_members == 2

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -207,7 +208,9 @@ def test_eight_devices_train_the_same_network(tmp_path):
         outputs.append(dict(np.load(output)))
     one, eight = outputs
     assert (one.pop("devices"), eight.pop("devices")) == (1, 8)
-    assert one["losses"][0] != one["losses"][-1]
+    assert one["resident_losses"][0] != one["resident_losses"][-1]
+    for name in [name for name in eight if name.startswith("resident")]:
+        chex.assert_trees_all_equal(eight[name], eight[name.replace("resident", "streamed", 1)])
     chex.assert_trees_all_close(one, eight, rtol=1e-9, atol=1e-11)
 
 
@@ -276,6 +279,32 @@ def test_evaluate_needs_a_finished_run(tmp_path, monkeypatch):
         runs.train(config, tmp_path)
     with pytest.raises(InputError, match="0 of 3 epochs are done"):
         runs.evaluate(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["state", "metadata", "nothing left"])
+def test_damaged_checkpoint_is_named(finished_run, tmp_path, damage):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished_run, folder)
+    (step,) = (folder / workdir.CHECKPOINTS).iterdir()
+    if damage == "state":
+        for file in (step / "default" / "d").iterdir():
+            file.write_bytes(file.read_bytes()[:100])
+    elif damage == "metadata":
+        (step / "default" / "_METADATA").unlink()
+    else:
+        shutil.rmtree(step)
+    with pytest.raises(InputError, match=r"checkpoint|0 of 1 epochs are done") as error:
+        runs.evaluate(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_steps_are_counted_in_32_bits(dataset):
+    for field in ("num_epochs", "optimizer.warmup_steps"):
+        config = tiny_config("vanilla", f"--config.{field}=10000000000")
+        with pytest.raises(InputError, match=rf"{field}: [\d,]+ steps, expected fewer"):
+            Trainer(config, dataset)
+    far = tiny_config("vanilla", "--config.optimizer.decay_epochs=10000000000,")
+    assert float(Trainer(far, dataset).schedule(10)) > 0
 
 
 def test_diverging_training_is_reported(tmp_path):

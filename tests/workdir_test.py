@@ -79,12 +79,12 @@ def test_folder_that_cannot_be_written(tmp_path, config, dataset):
     assert file.read_text() == "x"
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"seed": 1}'])
+@pytest.mark.parametrize("text", [b"", b"{}", b"[]", b'{"seed": 1}', b"\xff\xfe"])
 def test_damaged_config(tmp_path, config, dataset, text):
-    (tmp_path / workdir.CONFIG).write_text(text)
+    (tmp_path / workdir.CONFIG).write_bytes(text)
     with pytest.raises(InputError, match=r"config\.json"):
         workdir.open_run(tmp_path, config, dataset)
-    assert (tmp_path / workdir.CONFIG).read_text() == text
+    assert (tmp_path / workdir.CONFIG).read_bytes() == text
 
 
 def test_log_drops_what_lies_beyond_the_checkpoint(tmp_path):
@@ -95,6 +95,23 @@ def test_log_drops_what_lies_beyond_the_checkpoint(tmp_path):
         log.write({"epoch": 3, "step": 30, "loss": 0.5})
     losses = [line["loss"] for line in workdir.read_metrics(tmp_path)]
     assert losses == [1.0, 2.0, 0.5]
+
+
+def test_a_line_that_was_cut_off_is_left_out(tmp_path):
+    with workdir.MetricsLog(tmp_path, 0) as log:
+        for epoch in (1, 2):
+            log.write({"epoch": epoch, "step": 10 * epoch, "loss": float(epoch)})
+    file = tmp_path / workdir.METRICS
+    text = file.read_text()
+    file.write_text(text[:-20])
+    assert [line["epoch"] for line in workdir.read_metrics(tmp_path)] == [1]
+    with workdir.MetricsLog(tmp_path, 1) as log:
+        log.write({"epoch": 2, "step": 20, "loss": 2.0})
+    assert file.read_text() == text
+    for damage in (text[20:], "{}\n", "5\n", "\0\n"):
+        file.write_text(damage)
+        with pytest.raises(InputError, match=r"metrics\.jsonl: damaged"):
+            workdir.read_metrics(tmp_path)
 
 
 def test_results_are_valid_json(tmp_path):
@@ -123,6 +140,25 @@ def test_other_data_are_refused(tmp_path, config, dataset):
     larger = dataset.train.replace(images=dataset.train.images.repeat(2, axis=1))
     with pytest.raises(InputError, match="began with data of another image_shape"):
         workdir.with_kept_facts(tmp_path, dataset.replace(train=larger))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"mean": ["x"]},
+        {"mean": 1},
+        {"std": []},
+        {"image_shape": [8]},
+        {"image_shape": [8, 8, 3]},
+        {"num_images": None},
+    ],
+)
+def test_wrong_facts(tmp_path, config, dataset, fields):
+    workdir.open_run(tmp_path, config, dataset)
+    facts = json.loads((tmp_path / workdir.DATASET).read_text())
+    (tmp_path / workdir.DATASET).write_text(json.dumps({**facts, **fields}))
+    with pytest.raises(InputError, match=r"dataset\.json: cannot be read"):
+        workdir.read_facts(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"mean": 1}'])

@@ -53,6 +53,9 @@ class Files:
         except (KeyError, FileNotFoundError):
             raise InputError(f"{self.path}: lacks the file {name}") from None
         except (*_DAMAGE, OSError) as error:
+            if self.path.is_dir():
+                reason = getattr(error, "strerror", None) or error
+                raise InputError(f"{self.path / name}: cannot be read: {reason}") from None
             raise self._damaged(error) from None
 
     def read_lines(self, name: str) -> list[str]:
@@ -91,18 +94,22 @@ def fingerprint(path: pathlib.Path) -> str:
             status = os.stat(path / name)
         except OSError as error:
             raise InputError(f"{path / name}: cannot be read: {error.strerror}") from None
-        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n"))
     return digest.hexdigest()
 
 
-def _walk(folder, prefix="") -> list[str]:
+def _walk(folder, prefix="", around=()) -> list[str]:
     """The files below a folder that are not hidden, in order."""
+    status = os.stat(folder)
+    place = (status.st_dev, status.st_ino)
+    if place in around:
+        raise InputError(f"{folder}: refused: a link to a folder that it is in")
     names = []
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.name.startswith("."):
             continue
         if os.path.isdir(entry.path):  # unlike entry.is_dir(), takes a link to itself
-            names += _walk(entry.path, f"{prefix}{entry.name}/")
+            names += _walk(entry.path, f"{prefix}{entry.name}/", (*around, place))
         else:
             names.append(prefix + entry.name)
     return names

@@ -1,5 +1,6 @@
 """Anybody's images: a folder for each class."""
 
+import os
 import pathlib
 
 import ml_collections
@@ -43,7 +44,10 @@ def read_index(path: pathlib.Path) -> tuple[list[str], dict[str, list[tuple[str,
     splits = {}
     for split, root in roots.items():
         splits[split] = []
-        for name in _class_folders(root):
+        folders = _class_folders(root)
+        if not folders:
+            raise InputError(f"{root}: expected a folder of images for each class")
+        for name in folders:
             if name not in labels:
                 raise InputError(f"{root / name}: there is no such class in {roots['train']}")
             images = [n for n in Files(root / name).names if n.lower().endswith(ENDINGS)]
@@ -68,7 +72,9 @@ def _build(path: pathlib.Path, config: ml_collections.ConfigDict, arrays: Arrays
         decode_images(files.read, names, images, resize=True, where=path)
         labels = np.array([label for _, label in entries])
         arrays.create(f"{split}_labels", labels.shape, np.int32)[:] = labels
-    arrays.meta = {"class_names": class_names}
+    # Names that are not UTF-8 could be neither written nor printed.
+    shown = [os.fsencode(name).decode(errors="replace") for name in class_names]
+    arrays.meta = {"class_names": shown}
 
 
 IMAGE_FOLDER = Source(build=_build, options=("image_size",))

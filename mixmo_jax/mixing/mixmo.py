@@ -7,21 +7,25 @@ from mixmo_jax.mixing import masks as masks_lib
 from mixmo_jax.sampling import BatchPlan
 
 
-def patch_probability(epoch: jax.Array | int, num_epochs: int, prob: float) -> jax.Array:
+def patch_probability(
+    epoch: jax.Array | int, num_epochs: int, prob: float, until: float = 11 / 12
+) -> jax.Array:
     """Probability that a batch is mixed by patches and not linearly.
 
-    `prob` up to 11/12 of the training, then falling linearly to 0 at the last epoch: the network
+    `prob` for most of the training, then falling linearly to 0 at the last epoch: the network
     ends its training as it will be used, with linear mixing.
 
     Args:
       epoch: 1-based.
       num_epochs: length of the training.
-      prob: probability during the first 11/12.
+      prob: probability at first.
+      until: share of the training up to which it stays so, less than 1.
 
     References:
       MixMo paper, training details.
     """
-    return prob * jnp.minimum(1.0, 12 * (num_epochs - epoch) / num_epochs)
+    left = (num_epochs - epoch) / num_epochs
+    return prob * jnp.minimum(1.0, left / (1 - until))
 
 
 def mixmo_masks(plan: BatchPlan, block: str, shape: tuple[int, int]) -> jax.Array:
@@ -74,5 +78,6 @@ def loss_weights(masks: jax.Array, root: float) -> jax.Array:
     References:
       MixMo paper, on loss weighting.
     """
-    powers = masks.mean((2, 3, 4)) ** (1 / root)
+    ratios = masks.mean((2, 3, 4))
+    powers = (ratios / ratios.max(0)) ** (1 / root)  # else all might vanish for a small root
     return len(powers) * powers / powers.sum(0)

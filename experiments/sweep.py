@@ -18,11 +18,15 @@ COLUMNS = {"accuracy": 100, "accuracy_members_mean": 100, "nll": 1, "ece": 1, "d
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", default="digits")
-    parser.add_argument("--methods", default="cut_mixmo", help="separated by commas")
-    parser.add_argument("--seeds", default="0,1,2,3,4", help="separated by commas")
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/sweep"))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default="digits", help="digits by default")
+    parser.add_argument("--methods", default="cut_mixmo", help="cut_mixmo by default")
+    parser.add_argument("--seeds", default="0,1,2,3,4", help="0,1,2,3,4 by default")
+    parser.add_argument(
+        "--output", type=pathlib.Path, default=pathlib.Path("runs/sweep"), help="runs/sweep"
+    )
     arguments, overrides = parser.parse_known_args()
     seeds = arguments.seeds.split(",")
     rows = []
@@ -38,7 +42,8 @@ def run(config: str, method: str, seed: str, output: pathlib.Path, overrides: li
     folder = output / f"{pathlib.Path(config).stem}-{method}-s{seed}"
     command = [sys.executable, "-m", "mixmo_jax.main", f"--config={config}:{method}"]
     flags = [f"--config.seed={seed}", f"--workdir={folder}", *overrides]
-    subprocess.run([*command, *flags], check=True)
+    if status := subprocess.run([*command, *flags]).returncode:
+        sys.exit(status)
     epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     scores = json.loads((folder / "results.json").read_text())["scores"]
     return {**scores, "seconds": sum(epoch["seconds"] for epoch in epochs)}

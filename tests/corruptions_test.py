@@ -214,12 +214,12 @@ def test_command_line_scores_an_ensemble(copies, test_split, capsys):
     assert (copies[0] / workdir.RESULTS).read_text() == before
 
 
-def test_an_ensemble_of_runs_with_other_test_images_is_refused(copies, capsys):
+def test_an_ensemble_of_runs_with_other_test_images_is_warned_of(copies, capsys):
     facts = json.loads((copies[1] / workdir.DATASET).read_text())
     (copies[1] / workdir.DATASET).write_text(json.dumps({**facts, "test_digest": "other"}))
-    assert main(["", "--mode=evaluate", f"--workdir={copies[0]},{copies[1]}"]) == 2
-    message = f"error: workdir={copies[1]}: has other test images than {copies[0]}\n"
-    assert capsys.readouterr().err == message
+    assert main(["", "--mode=evaluate", f"--workdir={copies[0]},{copies[1]}"]) == 0
+    message = f"warning: workdir={copies[1]}: has other test images than {copies[0]}: it may"
+    assert capsys.readouterr().err.startswith(message)
 
 
 @pytest.mark.parametrize(

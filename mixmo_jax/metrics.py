@@ -138,7 +138,7 @@ def scaled_scores(
     """Scores after temperature scaling, by two-fold cross-validation.
 
     The samples are cut into two halves, always the same. The temperature fitted on each is
-    applied to the other, and the scores of the two are averaged.
+    applied to the other, and the scores of the two are averaged (of those that are defined).
 
     Args:
       logits: [N, M, K] of the members.
@@ -160,7 +160,9 @@ def scaled_scores(
         for half, temperature in zip(reversed(halves), temperatures, strict=True)
         if len(half)  # the second is empty if N = 1
     ]
-    return {name: float(np.mean([p[name] for p in parts])) for name in parts[0]}, temperatures
+    values = {name: [part[name] for part in parts] for name in parts[0]}
+    defined = {name: [v for v in values[name] if not np.isnan(v)] for name in values}
+    return {name: float(np.mean(v)) if v else np.nan for name, v in defined.items()}, temperatures
 
 
 def _checked(logits, labels):

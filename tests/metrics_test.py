@@ -376,6 +376,18 @@ def test_coarse_logits_are_scaled_exactly(predictions):
     chex.assert_trees_all_close(metrics.score(coarse, labels), expected, atol=1e-12)
 
 
+def test_scaled_scores_are_of_the_half_where_they_are_defined():
+    """Without any error in one half, its AUROC is not."""
+    labels = np.zeros(40, int)
+    logits = np.random.default_rng(0).uniform(1, 2, (40, 1, 2)) * [[[1, 0]]]
+    wrong = np.random.default_rng(0).permutation(40)[[3, 7]]  # of the first half
+    logits[wrong, 0, 1] = 1.5 * logits[wrong, 0, 0]
+    scaled, temperatures = metrics.scaled_scores(logits, labels)
+    assert temperatures[1] == 1 != temperatures[0]
+    first = np.random.default_rng(0).permutation(40)[:20]
+    assert scaled["auroc"] == metrics.plain_scores(logits[first], labels[first])["auroc"]
+
+
 def test_scores_of_one_sample():
     logits, labels = np.array([[[1.0, 2.0, 0.0]]]), np.array([1])
     scores = metrics.score(logits, labels)

@@ -39,7 +39,7 @@ def main(output: str) -> None:
         if name in ("params", "batch_stats", "opt_state")
     }
     arrays = {"devices": jax.device_count()}
-    for streamed in (False, True):
+    for streamed in (False, True) if jax.device_count() > 1 else (False,):
         end, losses = train(trainer, model, state.replace(**wide), streamed)
         where = "streamed" if streamed else "resident"
         arrays[f"{where}_losses"] = losses

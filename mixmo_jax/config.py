@@ -212,15 +212,26 @@ def to_json(config: ml_collections.ConfigDict) -> str:
 
 
 def from_json(text: str) -> ml_collections.ConfigDict:
-    """Reads and checks a config written by `to_json`."""
+    """Reads and checks a config written by `to_json`.
+
+    Fields that are younger than the text have the default of `configs/common.py`.
+    """
 
     def tuples(value):
         if isinstance(value, dict):
             return {key: tuples(v) for key, v in value.items()}
         return tuple(value) if isinstance(value, list) else value
 
+    def complete(value, default):
+        if not isinstance(value, dict) or not isinstance(default, dict):
+            return value
+        return {**default, **{k: complete(v, default.get(k)) for k, v in value.items()}}
+
     try:
-        config = ml_collections.ConfigDict(tuples(json.loads(text)))
+        values = tuples(json.loads(text))
+        if "method" in values:
+            values = complete(values, common.get_config().to_dict())
+        config = ml_collections.ConfigDict(values)
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"not a config in JSON: {error}") from None
     check(config)

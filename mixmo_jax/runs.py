@@ -175,7 +175,9 @@ def evaluate_ensemble(
     model = inference.load(folders)
     first, *others = (workdir.read_facts(folder)["test_digest"] for folder in folders)
     for folder, digest in zip(folders[1:], others, strict=True):
-        if digest != first:  # split in another way, or just decoded by another library
+        if (
+            None not in (first, digest) and digest != first
+        ):  # split in another way, or just decoded by another library
             reason = "it may have been trained on images that it is now tested on"
             warn(f"workdir={folder}: has other test images than {folders[0]}: {reason}")
     config = workdir.read_config(folders[0], overrides)

@@ -90,7 +90,7 @@ def read_facts(folder: pathlib.Path) -> dict:
 
     Returns:
       `image_shape`, `class_names`, `mean` and `std` as tuples, `num_images` of each split, and
-      `test_digest`.
+      `test_digest` or None.
     """
     try:
         facts = json.loads((folder / DATASET).read_text())
@@ -99,8 +99,8 @@ def read_facts(folder: pathlib.Path) -> dict:
         _, _, channels = kept["image_shape"]
         if not len(kept["mean"]) == len(kept["std"]) == channels:
             raise ValueError(f"expected {channels} means and standard deviations")
-        facts = {name: facts[name] for name in ("num_images", "test_digest")}
-        return {**kept, **facts, "num_images": dict(facts["num_images"])}
+        digest = facts.get("test_digest")  # not in runs of an older version
+        return {**kept, "num_images": dict(facts["num_images"]), "test_digest": digest}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / DATASET}: cannot be read: {error!r}") from None
 

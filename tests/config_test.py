@@ -1,5 +1,7 @@
 """Configs: methods, overrides, and what is refused."""
 
+import json
+
 import pytest
 from mixmo_jax.configs import common
 
@@ -179,6 +181,13 @@ def test_whole_numbers_are_numbers_but_not_booleans():
     assert config.seed == 1
     with pytest.raises(InputError, match="seed=True"):
         config_lib.from_json(config_lib.to_json(config).replace('"seed": 1', '"seed": true'))
+
+
+def test_fields_that_an_older_version_did_not_write():
+    _, config = config_lib.parse("digits:mimo", ["--config.mixmo.prob=0.7"])
+    fields = json.loads(config_lib.to_json(config))
+    del fields["mixmo"]["prob_until"], fields["evaluation"]
+    assert config_lib.from_json(json.dumps(fields)) == config
 
 
 def test_a_colon_in_a_path(tmp_path):

@@ -21,12 +21,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", default="digits", help="digits by default")
-    parser.add_argument("--methods", default="cut_mixmo", help="cut_mixmo by default")
-    parser.add_argument("--seeds", default="0,1,2,3,4", help="0,1,2,3,4 by default")
-    parser.add_argument(
-        "--output", type=pathlib.Path, default=pathlib.Path("runs/sweep"), help="runs/sweep"
-    )
+    parser.add_argument("--config", default="digits", help="%(default)s by default")
+    listed = "separated by commas, %(default)s by default"
+    parser.add_argument("--methods", default="cut_mixmo", help=listed)
+    parser.add_argument("--seeds", default="0,1,2,3,4", help=listed)
+    parser.add_argument("--output", type=pathlib.Path, default="runs/sweep", help="%(default)s")
     arguments, overrides = parser.parse_known_args()
     seeds = arguments.seeds.split(",")
     rows = []

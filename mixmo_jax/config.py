@@ -165,7 +165,7 @@ def override(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> lis
     return fields
 
 
-def fields() -> list[str]:
+def field_names() -> list[str]:
     """Returns the names of all fields, such as "model.depth"."""
     return list(_RULES)
 

@@ -48,9 +48,10 @@ def _export(arguments: argparse.Namespace) -> None:
     for file in (output, side):
         if file.exists() and not file.is_file():
             raise InputError(f"output={output}: {file} is not a file that could be replaced")
-    if "," in arguments.workdir and not pathlib.Path(arguments.workdir).exists():
+    folder, *others = workdir.split_folders(arguments.workdir)
+    if others:
         raise InputError(f"workdir={arguments.workdir}: expected one run")
-    model = inference.load(arguments.workdir)
+    model = inference.load(folder)
     if model.ensemble != "logits" and not arguments.no_fold:
         reason = "the run averages probabilities, which cannot be folded: use --no_fold"
         raise InputError(f"workdir={arguments.workdir}: {reason}")

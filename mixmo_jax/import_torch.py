@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
 def _import(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     _, config = config_lib.parse(arguments.config, overrides)
     model, variables, fields = torch_import.convert(
-        torch_import.read_state_dict(arguments.checkpoint.expanduser())
+        torch_import.read_state_dict(arguments.checkpoint)
     )
     for name, value in fields.items():
         if config.model[name] != value:

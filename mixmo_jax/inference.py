@@ -102,11 +102,11 @@ class Model:
         networks = f"{len(self.networks)} networks, " if len(self.networks) > 1 else ""
         return f"<mixmo_jax.Model: {networks}{counts}, images {self.image_shape}>"
 
-    def read(self, files: Sequence[str | pathlib.Path]) -> np.ndarray:
+    def read(self, files: str | pathlib.Path | Sequence[str | pathlib.Path]) -> np.ndarray:
         """Reads image files, scaled and cropped at the centre to what the network takes.
 
         Args:
-          files: one or more, as Pillow reads them.
+          files: one or several, as Pillow reads them.
 
         Returns:
           [N, H, W, C] uint8.
@@ -114,8 +114,10 @@ class Model:
         Raises:
           InputError: if a file cannot be read, or is not an image.
         """
+        if isinstance(files, (str, pathlib.Path)):
+            files = [files]
         images = np.zeros((len(files), *self.image_shape), np.uint8)
-        names = [str(file) for file in files]
+        names = [str(pathlib.Path(file).expanduser()) for file in files]
         decode_images(_read_bytes, names, images, resize=True, where=pathlib.Path("images"))
         return images
 

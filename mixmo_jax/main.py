@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from mixmo_jax import config as config_lib
-from mixmo_jax import runs
+from mixmo_jax import runs, workdir
 from mixmo_jax.errors import InputError, run_command, unknown
 
 _FIELD = re.compile(r"--?(no)?config\.")
@@ -56,8 +56,10 @@ def _run(argv: Sequence[str]) -> None:
 
 def _unknown_flag(flag: str, known: flags.FlagValues) -> InputError:
     """The error for a flag, which may stand for the one of a field: --seed for --config.seed."""
-    name = flag.partition("=")[0].lstrip("-")
-    fields = [f for f in config_lib.fields() if f.rpartition(".")[2] == name.rpartition(".")[2]]
+    name = flag.partition("=")[0].lstrip("-").rpartition(".")[2]
+    if name == "method":
+        return InputError(f"{flag}: no such flag; a method is chosen by --config=FILE:METHOD")
+    fields = [field for field in config_lib.field_names() if field.rpartition(".")[2] == name]
     if fields and flag.startswith("-"):
         meant = " or ".join(f"--config.{field}" for field in fields)
         return InputError(f"{flag}: no such flag; did you mean {meant}?")
@@ -107,11 +109,11 @@ def _train(known: flags.FlagValues, overrides: Sequence[str]) -> None:
 
 
 def _evaluate(known: flags.FlagValues, overrides: Sequence[str]) -> None:
-    if not (known.workdir or "").strip(","):
-        raise InputError("workdir: missing; --mode=evaluate takes the folder of a finished run")
-    if known.config is not None or (overrides and known.corruptions is not None):
+    folders = workdir.split_folders(known.workdir or "")
+    if known.config is not None:
         raise InputError("config: --mode=evaluate takes it from the run in --workdir")
-    folders = [pathlib.Path(part).expanduser() for part in known.workdir.split(",") if part]
+    if overrides and known.corruptions is not None:
+        raise InputError(f"{overrides[0]}: no field matters with --corruptions")
     if known.corruptions is not None:
         runs.evaluate_corruptions(folders, pathlib.Path(known.corruptions).expanduser())
     elif len(folders) > 1:

@@ -168,9 +168,13 @@ def scaled_scores(
 def _checked(logits, labels):
     """Both as NumPy arrays, the logits float64, if they can be scored."""
     try:
-        logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
+        logits = np.asarray(logits, np.float64)
     except (TypeError, ValueError) as error:
         raise InputError(f"logits: expected numbers [N, M, K]: {error}") from None
+    try:
+        labels = np.asarray(labels)
+    except ValueError as error:
+        raise InputError(f"labels: expected integers [N]: {error}") from None
     if logits.ndim != 3 or labels.shape != logits.shape[:1] or not logits.size:
         shapes = f"{logits.shape} and {labels.shape}"
         raise InputError(

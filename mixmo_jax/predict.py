@@ -12,7 +12,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from mixmo_jax import inference
+from mixmo_jax import inference, workdir
 from mixmo_jax.datasets.decode import ENDINGS
 from mixmo_jax.errors import InputError, run_command
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _predict(arguments: argparse.Namespace) -> None:
     files = _find(arguments.images)
-    model = inference.load([folder for folder in arguments.workdir.split(",") if folder])
+    model = inference.load(workdir.split_folders(arguments.workdir))
     rows = predict_files(model, files)
     if arguments.format == "json":
         print(json.dumps(rows, indent=2, ensure_ascii=False))

@@ -96,8 +96,8 @@ class Progress:
 def score_table(scores: dict[str, float], scaled: dict[str, float]) -> str:
     """Lays out `metrics.plain_scores` before and after temperature scaling, a line each.
 
-    What a temperature cannot change stands there once, and the only member of a network, whose
-    scores are those of the ensemble, not at all.
+    The scores of the members' answers, which no temperature changes, stand there once; those of
+    the only member of a network, which are the ensemble's, not at all.
     """
     members = sorted(name for name in scores if name.startswith("accuracy_member"))
     shares = ["accuracy", "top5_accuracy", *members, "disagreement"]

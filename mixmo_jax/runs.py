@@ -45,7 +45,6 @@ def train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, 
     trainer = _create_trainer(config, folder)
     workdir.open_run(folder, config, trainer.dataset)
     print(_describe(config, trainer.dataset))
-    _warn_of_long_warmup(config, trainer.steps_per_epoch)
     state = trainer.create_state()
     with Checkpoints(folder / workdir.CHECKPOINTS) as checkpoints:
         if checkpoints.latest_step is not None:
@@ -55,6 +54,7 @@ def train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, 
             print(f"{folder} is finished (epoch {epochs_done}); evaluating it")
         else:
             print(f"{folder}: " + (f"resuming after epoch {epochs_done}" if epochs_done else "new"))
+            _warn_of_long_warmup(config, trainer.steps_per_epoch)
             _draw_training_inputs(trainer, state.key, folder)
             with (
                 workdir.MetricsLog(folder, epochs_done) as log,
@@ -175,10 +175,8 @@ def evaluate_ensemble(
     model = inference.load(folders)
     first, *others = (workdir.read_facts(folder)["test_digest"] for folder in folders)
     for folder, digest in zip(folders[1:], others, strict=True):
-        if (
-            None not in (first, digest) and digest != first
-        ):  # split in another way, or just decoded by another library
-            reason = "it may have been trained on images that it is now tested on"
+        if None not in (first, digest) and digest != first:
+            reason = "it may have been trained on them"
             warn(f"workdir={folder}: has other test images than {folders[0]}: {reason}")
     config = workdir.read_config(folders[0], overrides)
     test = workdir.with_kept_facts(folders[0], datasets.load(config.dataset)).test
@@ -228,7 +226,10 @@ def _evaluate(trainer: Trainer, state: TrainState, folder: pathlib.Path) -> dict
     results = _score(f"{title}: {of}", logits, test.labels, config.evaluation.ensemble)
     probs = np.exp(metrics.ensemble_log_probs(logits, config.evaluation.ensemble))
     plots.reliability_diagram(folder / "reliability.png", title, probs, test.labels)
-    results = {"epoch": epoch, "test_images": len(test), **results}
+    temperature = metrics.fit_temperature(logits, test.labels, config.evaluation.ensemble)
+    print(f"  temperature fitted on all, for prediction: {temperature:.4f}")
+    facts = {"epoch": epoch, "test_images": len(test), "temperature": temperature}
+    results = {**facts, **results}
     workdir.write_results(folder, results, int(state.step))
     return results["scores"]
 
@@ -239,15 +240,8 @@ def _score(title: str, logits: np.ndarray, labels: np.ndarray, ensemble: str) ->
     scaled, temperatures = metrics.scaled_scores(logits, labels, ensemble)
     print(f"\n{title}")
     print(reporting.score_table(scores, scaled))
-    temperature = metrics.fit_temperature(logits, labels, ensemble)
-    halves = ", ".join(f"{t:.4f}" for t in temperatures)
-    print(f"  temperatures fitted on halves: {halves}; on all, for prediction: {temperature:.4f}")
-    return {
-        "scores": scores,
-        "scaled_scores": scaled,
-        "temperatures": temperatures,
-        "temperature": temperature,
-    }
+    print(f"  temperatures fitted on halves: {temperatures[0]:.4f}, {temperatures[1]:.4f}")
+    return {"scores": scores, "scaled_scores": scaled, "temperatures": temperatures}
 
 
 def _draw_training_inputs(trainer: Trainer, key: jax.Array, folder: pathlib.Path) -> None:

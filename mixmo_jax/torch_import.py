@@ -48,6 +48,7 @@ def from_torch(
 
 def read_state_dict(file: pathlib.Path) -> StateDict:
     """Reads the state dict of a checkpoint file, see `from_torch`."""
+    file = file.expanduser()
     if not file.is_file():
         raise InputError(f"checkpoint={file}: no such file")
     try:
@@ -90,7 +91,7 @@ def convert(state_dict: StateDict) -> tuple[MixMoNet, dict, dict[str, object]]:
         if not str(name).endswith("num_batches_tracked")
     }
     for name, array in arrays.items():
-        if array.dtype.kind != "f" or not array.ndim:
+        if not jnp.issubdtype(array.dtype, jnp.floating) or not array.ndim:
             raise InputError(f"checkpoint: {name} is {array.dtype} {array.shape}, expected floats")
         if not np.isfinite(array).all():
             raise InputError(f"checkpoint: {name} is not finite")

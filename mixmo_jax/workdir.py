@@ -12,7 +12,7 @@ import tensorboardX
 
 from mixmo_jax import config as config_lib
 from mixmo_jax.datasets import Dataset
-from mixmo_jax.errors import InputError
+from mixmo_jax.errors import InputError, warn
 
 CONFIG, DATASET, METRICS, RESULTS = "config.json", "dataset.json", "metrics.jsonl", "results.json"
 CHECKPOINTS, BEST = "checkpoints", "best_checkpoint"
@@ -27,6 +27,14 @@ _NEUTRAL_FIELDS = {
     "checkpoint_every_epochs",
     "evaluation.batch_size",
 }
+
+
+def split_folders(text: str) -> list[pathlib.Path]:
+    """Returns the folders of the runs that a command line names: A,B,C."""
+    folders = [pathlib.Path(part).expanduser() for part in text.split(",") if part]
+    if not folders:
+        raise InputError("workdir: missing; expected the folder of a finished run")
+    return folders
 
 
 def check_run(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
@@ -58,7 +66,8 @@ def open_run(folder: pathlib.Path, config: ml_collections.ConfigDict, dataset: D
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / CONFIG, config_lib.to_json(config))
-        write_text(folder / DATASET, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+        if not (folder / DATASET).exists():  # else as the run began
+            write_text(folder / DATASET, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise InputError(f"workdir={folder}: cannot be written: {error.strerror}") from None
 
@@ -66,8 +75,10 @@ def open_run(folder: pathlib.Path, config: ml_collections.ConfigDict, dataset: D
 def with_kept_facts(folder: pathlib.Path, dataset: Dataset) -> Dataset:
     """Returns the data set with the mean and standard deviation that its run began with.
 
+    Warns if the run began with other test images.
+
     Raises:
-      InputError: if the run began with images of another shape or with other classes.
+      InputError: if the run began with images of another shape or number, or with other classes.
     """
     if not (folder / DATASET).exists():
         return dataset
@@ -78,6 +89,10 @@ def with_kept_facts(folder: pathlib.Path, dataset: Dataset) -> Dataset:
     if facts["num_images"] != dataset.num_images:
         began, now = (_counts(n) for n in (facts["num_images"], dataset.num_images))
         raise InputError(f"workdir={folder}: its run began with {began} images, now {now}")
+    if facts["test_digest"] not in (None, dataset.test.digest()):
+        # Split in another way, or just decoded by another library.
+        reason = "it may have been trained on images that it is now tested on"
+        warn(f"workdir={folder}: its run began with other test images: {reason}")
     return dataset.replace(mean=facts["mean"], std=facts["std"])
 
 

@@ -100,6 +100,7 @@ def test_image_files(finished_run, tmp_path):
     assert images.shape == (2, 8, 8, 1) and images.dtype == np.uint8
     chex.assert_trees_all_equal(images[0, ..., 0], pixels)
     assert model.predict(images).shape == (2,)
+    chex.assert_trees_all_equal(model.read(tmp_path / "a.png"), images[:1])
     with pytest.raises(InputError, match=r"missing\.png: cannot be read"):
         model.read([tmp_path / "missing.png"])
 

@@ -153,6 +153,7 @@ def test_epoch_lines_without_a_terminal_and_the_default_folder(tmp_path, monkeyp
         (["--config=digits", "--config.seeed=3"], "seeed: no such config field; did you mean seed"),
         (["--config=digits", "--mod=train"], "--mod=train: no such flag; did you mean --mode"),
         (["--config=digits", "--mode=test"], "should be one of <train|evaluate>"),
+        (["--config=digits", "--method=mimo"], "a method is chosen by --config=FILE:METHOD"),
         (["--config=digits", "--seed=1"], "--seed=1: no such flag; did you mean --config.seed?"),
         (["--config=digits", "--depth", "10"], "did you mean --config.model.depth?"),
         (["--config=digits", "--cfg.optimizer.momentum=0"], "mean --config.optimizer.momentum?"),

@@ -168,6 +168,19 @@ def test_damaged_facts(tmp_path, dataset, text):
         workdir.with_kept_facts(tmp_path, dataset)
 
 
+def test_other_test_images_are_warned_of(tmp_path, config, dataset, capsys):
+    """As where images were added and removed; the run keeps what it began with."""
+    workdir.open_run(tmp_path, config, dataset)
+    before = (tmp_path / workdir.DATASET).read_text()
+    assert workdir.with_kept_facts(tmp_path, dataset) == dataset
+    assert capsys.readouterr().err == ""
+    other = dataset.replace(test=dataset.train.subset(np.arange(360)))
+    assert workdir.with_kept_facts(tmp_path, other).test is other.test
+    assert "its run began with other test images" in capsys.readouterr().err
+    workdir.open_run(tmp_path, config, other)
+    assert (tmp_path / workdir.DATASET).read_text() == before
+
+
 def test_more_images_than_at_the_start_are_refused(tmp_path, config, dataset):
     workdir.open_run(tmp_path, config, dataset)
     fewer = dataset.replace(test=dataset.test.subset(np.arange(90)))

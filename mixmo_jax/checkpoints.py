@@ -39,20 +39,20 @@ class Checkpoints:
         """Saves a state (a pytree of arrays, not replicated) under its training step."""
         self._manager.save(step, args=ocp.args.StandardSave(state))
 
-    def restore(self, step: int | None, like: State) -> State:
-        """Returns the state saved at a step, in the form of `like` (arrays or their shapes).
+    def restore(self, like: State) -> State:
+        """Returns the newest state, in the form of `like` (arrays or their shapes).
 
         Raises:
           InputError: if there is none, or it is damaged or has another form.
         """
-        if step is None:
+        if self.latest_step is None:
             raise InputError(f"{self._manager.directory}: holds no checkpoint")
         device = SingleDeviceSharding(jax.local_devices()[0])
         target = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), like
         )
         try:
-            return self._manager.restore(step, args=ocp.args.StandardRestore(target))
+            return self._manager.restore(self.latest_step, args=ocp.args.StandardRestore(target))
         except Exception as error:  # whatever a damaged checkpoint leads to
             reason = " ".join(str(error).split())[:200]
             raise InputError(

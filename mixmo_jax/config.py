@@ -15,6 +15,8 @@ from ml_collections import config_flags
 from mixmo_jax.configs import common
 from mixmo_jax.errors import InputError, invalid, unknown
 
+FIELD_FLAG = re.compile(r"--?(no)?config\.")  # how the flag of a field begins
+
 _PACKAGED = pathlib.Path(common.__file__).parent
 
 _INT = (int, "an integer")
@@ -135,9 +137,10 @@ def parse(spec: str, overrides: Sequence[str] = ()) -> tuple[str, ml_collections
 
 def join_flags(argv: Sequence[str]) -> list[str]:
     """Makes `--config.FIELD=VALUE` of `--config.FIELD VALUE`."""
+    bare = re.compile(FIELD_FLAG.pattern + r"[\w.]+")
     joined = []
     for argument in argv:
-        if joined and re.fullmatch(r"--?config\.[\w.]+", joined[-1]) and argument[:1] != "-":
+        if joined and bare.fullmatch(joined[-1]) and argument[:1] != "-":
             joined[-1] += f"={argument}"
         else:
             joined.append(argument)
@@ -269,7 +272,7 @@ def _execute(file: pathlib.Path, method: str) -> ml_collections.ConfigDict:
 def _set_fields(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> list[str]:
     known, named = flatten(config), []
     for flag in overrides:
-        field = re.sub(r"^--?(no)?config\.", "", flag).partition("=")[0]
+        field = FIELD_FLAG.sub("", flag, count=1).partition("=")[0]
         named.append(field)
         if field == "method":
             raise InputError("method: cannot be set alone; choose it by --config=FILE:METHOD")

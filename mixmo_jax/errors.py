@@ -2,7 +2,7 @@
 
 import difflib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 
 class InputError(ValueError):
@@ -37,18 +37,3 @@ def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> Inpu
 def warn(message: str) -> None:
     """Prints what a user should know, but may have meant, in one line on stderr."""
     print(f"warning: {message}", file=sys.stderr)
-
-
-def run_command(command: Callable[[], None]) -> int:
-    """Runs a command; returns its exit status, 0, or 2 after a line on stderr for wrong input."""
-    try:
-        command()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.filename is None:
-            raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
-    return 0

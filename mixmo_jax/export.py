@@ -23,18 +23,15 @@ import jax.numpy as jnp
 
 from mixmo_jax import inference, workdir
 from mixmo_jax.augment import normalize
-from mixmo_jax.errors import InputError, run_command
+from mixmo_jax.commands import create_parser, run_command
+from mixmo_jax.errors import InputError
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs a command line; returns 0, or 2 for wrong input."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mixmo_jax.export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = create_parser("export", __doc__)
     parser.add_argument("--workdir", required=True, help="a finished run")
     parser.add_argument("--output", required=True, type=pathlib.Path)
     parser.add_argument("--no_fold", action="store_true", help="keep the members apart")

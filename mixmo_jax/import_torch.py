@@ -13,17 +13,13 @@ from collections.abc import Sequence
 
 from mixmo_jax import config as config_lib
 from mixmo_jax import runs, torch_import
-from mixmo_jax.errors import InputError, run_command
+from mixmo_jax.commands import create_parser, run_command
+from mixmo_jax.errors import InputError
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs a command line; returns 0, or 2 for wrong input."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mixmo_jax.import_torch",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = create_parser("import_torch", __doc__, allow_abbrev=False)
     parser.add_argument("--checkpoint", required=True, type=pathlib.Path)
     parser.add_argument("--config", required=True, help="as in training: FILE[:METHOD]")
     parser.add_argument("--workdir", required=True, type=pathlib.Path)

@@ -220,7 +220,6 @@ def load_network(folder: pathlib.Path) -> Network:
     """Loads the network of a finished run; its temperature, too, if it has been evaluated."""
     config = workdir.read_config(folder)
     facts = workdir.read_facts(folder)
-    del facts["num_images"], facts["test_digest"]
     results = workdir.read_results(folder)
     if not results:
         reason = f"has no {workdir.RESULTS}; train it to the end"
@@ -232,9 +231,12 @@ def load_network(folder: pathlib.Path) -> Network:
     return Network(
         model=model,
         variables=state.variables,
-        config=config,
+        class_names=facts["class_names"],
+        image_shape=facts["image_shape"],
+        mean=facts["mean"],
+        std=facts["std"],
         temperature=_temperature(folder, results),
-        **facts,
+        config=config,
     )
 
 
@@ -252,7 +254,7 @@ def _restore(folder, like):
     if not place.is_dir():  # else it would be made
         raise InputError(f"workdir={folder}: has no checkpoint")
     with Checkpoints(place) as checkpoints:
-        return checkpoints.restore(checkpoints.latest_step, like)
+        return checkpoints.restore(like)
 
 
 def _temperature(folder, results):

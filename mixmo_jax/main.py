@@ -6,7 +6,6 @@ python -m mixmo_jax.main --mode=evaluate --workdir=runs/digits-cut_mixmo-s0
 """
 
 import pathlib
-import re
 import sys
 from collections.abc import Sequence
 
@@ -14,9 +13,8 @@ from absl import flags
 
 from mixmo_jax import config as config_lib
 from mixmo_jax import runs, workdir
-from mixmo_jax.errors import InputError, run_command, unknown
-
-_FIELD = re.compile(r"--?(no)?config\.")
+from mixmo_jax.commands import run_command
+from mixmo_jax.errors import InputError, unknown
 
 
 def main(argv: Sequence[str]) -> int:
@@ -46,7 +44,7 @@ def _run(argv: Sequence[str]) -> None:
     except flags.Error as error:
         raise InputError(str(error)) from None
     for flag in overrides:
-        if not _FIELD.match(flag):
+        if not config_lib.FIELD_FLAG.match(flag):
             raise _unknown_flag(flag, known)
     if known.mode == "evaluate":
         _evaluate(known, overrides)

@@ -13,17 +13,14 @@ import sys
 from collections.abc import Sequence
 
 from mixmo_jax import inference, workdir
+from mixmo_jax.commands import create_parser, run_command
 from mixmo_jax.datasets.decode import ENDINGS
-from mixmo_jax.errors import InputError, run_command
+from mixmo_jax.errors import InputError
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs a command line; returns 0, or 2 for wrong input."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mixmo_jax.predict",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = create_parser("predict", __doc__)
     parser.add_argument("--workdir", required=True, help="a finished run, or several: A,B,C")
     parser.add_argument("--format", choices=["table", "csv", "json"], default="table")
     parser.add_argument("images", nargs="+", type=pathlib.Path, help="files or folders of images")

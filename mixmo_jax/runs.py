@@ -48,7 +48,7 @@ def train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, 
     state = trainer.create_state()
     with Checkpoints(folder / workdir.CHECKPOINTS) as checkpoints:
         if checkpoints.latest_step is not None:
-            state = checkpoints.restore(checkpoints.latest_step, state)
+            state = checkpoints.restore(state)
         epochs_done = int(state.step) // trainer.steps_per_epoch
         if epochs_done == config.num_epochs:
             print(f"{folder} is finished (epoch {epochs_done}); evaluating it")
@@ -119,7 +119,7 @@ def evaluate(folder: pathlib.Path, overrides: Sequence[str] = ()) -> dict[str, f
         if step != config.num_epochs * trainer.steps_per_epoch:
             done = f"{step // trainer.steps_per_epoch} of {config.num_epochs} epochs"
             raise InputError(f"workdir={folder}: {done} are done; train it to the end first")
-        state = checkpoints.restore(step, jax.eval_shape(trainer.create_state))
+        state = checkpoints.restore(jax.eval_shape(trainer.create_state))
     return _evaluate(trainer, state, folder)
 
 
@@ -173,13 +173,10 @@ def evaluate_ensemble(
       InputError: if there is no finished run in a folder, or the runs do not fit together.
     """
     model = inference.load(folders)
-    first, *others = (workdir.read_facts(folder)["test_digest"] for folder in folders)
-    for folder, digest in zip(folders[1:], others, strict=True):
-        if None not in (first, digest) and digest != first:
-            reason = "it may have been trained on them"
-            warn(f"workdir={folder}: has other test images than {folders[0]}: {reason}")
     config = workdir.read_config(folders[0], overrides)
     test = workdir.with_kept_facts(folders[0], datasets.load(config.dataset)).test
+    for folder in folders[1:]:
+        workdir.warn_of_other_test_images(folder, test)
     title = f"ensemble of {len(folders)} runs, {model.num_members} members"
     logits = model.logits(test.images)
     results = _score(f"{title}: {len(test):,} test images", logits, test.labels, model.ensemble)
@@ -217,7 +214,7 @@ def _evaluate(trainer: Trainer, state: TrainState, folder: pathlib.Path) -> dict
     config, test = trainer.config, trainer.dataset.test
     if trainer.dataset.validation is not None:
         with Checkpoints(folder / workdir.BEST) as best:
-            state = best.restore(best.latest_step, jax.eval_shape(trainer.create_state))
+            state = best.restore(jax.eval_shape(trainer.create_state))
     epoch = int(state.step) // trainer.steps_per_epoch
     logits = trainer.logits(state.variables, test.images)
     title = f"{config.dataset.name}, {config.method}, seed {config.seed}"
@@ -229,8 +226,7 @@ def _evaluate(trainer: Trainer, state: TrainState, folder: pathlib.Path) -> dict
     temperature = metrics.fit_temperature(logits, test.labels, config.evaluation.ensemble)
     print(f"  temperature fitted on all, for prediction: {temperature:.4f}")
     facts = {"epoch": epoch, "test_images": len(test), "temperature": temperature}
-    results = {**facts, **results}
-    workdir.write_results(folder, results, int(state.step))
+    workdir.write_results(folder, {**facts, **results}, int(state.step))
     return results["scores"]
 
 

@@ -11,7 +11,7 @@ import ml_collections
 import tensorboardX
 
 from mixmo_jax import config as config_lib
-from mixmo_jax.datasets import Dataset
+from mixmo_jax.datasets import Dataset, Split
 from mixmo_jax.errors import InputError, warn
 
 CONFIG, DATASET, METRICS, RESULTS = "config.json", "dataset.json", "metrics.jsonl", "results.json"
@@ -89,11 +89,15 @@ def with_kept_facts(folder: pathlib.Path, dataset: Dataset) -> Dataset:
     if facts["num_images"] != dataset.num_images:
         began, now = (_counts(n) for n in (facts["num_images"], dataset.num_images))
         raise InputError(f"workdir={folder}: its run began with {began} images, now {now}")
-    if facts["test_digest"] not in (None, dataset.test.digest()):
-        # Split in another way, or just decoded by another library.
+    warn_of_other_test_images(folder, dataset.test)
+    return dataset.replace(mean=facts["mean"], std=facts["std"])
+
+
+def warn_of_other_test_images(folder: pathlib.Path, test: Split) -> None:
+    """Warns if a run began with other test images: of another split, or decoded otherwise."""
+    if read_facts(folder)["test_digest"] not in (None, test.digest()):
         reason = "it may have been trained on images that it is now tested on"
         warn(f"workdir={folder}: its run began with other test images: {reason}")
-    return dataset.replace(mean=facts["mean"], std=facts["std"])
 
 
 def _counts(num_images: dict[str, int]) -> str:

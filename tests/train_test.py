@@ -220,7 +220,7 @@ def final_state(folder, config, dataset):
     with Checkpoints(folder / workdir.CHECKPOINTS) as checkpoints:
         step = checkpoints.latest_step
         assert step == config.num_epochs * trainer.steps_per_epoch
-        return checkpoints.restore(step, jax.eval_shape(trainer.create_state))
+        return checkpoints.restore(jax.eval_shape(trainer.create_state))
 
 
 def read_losses_and_scores(folder):

@@ -107,6 +107,7 @@ class _DataUnpickler(pickle.Unpickler):
     """Reads dictionaries, lists, strings, numbers and NumPy arrays; runs nothing else."""
 
     def find_class(self, module, name):
+        """Returns what a pickle of arrays may ask for; anything else is refused."""
         core = module.replace("numpy._core", "numpy.core")
         if (core, name) == ("numpy", "ndarray"):
             return np.ndarray

@@ -48,6 +48,7 @@ def decode_images(
     height, width = out.shape[1:3]
 
     def decode(start: int) -> int:
+        """Decodes a chunk; returns the number of its images."""
         for i in range(start, min(start + _CHUNK, len(names))):
             content = read(names[i])
             try:

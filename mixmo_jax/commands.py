@@ -1,6 +1,7 @@
 """What the command lines have in common."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 
@@ -24,9 +25,16 @@ def create_parser(name: str, description: str, **options) -> argparse.ArgumentPa
 
 
 def run_command(command: Callable[[], None]) -> int:
-    """Runs a command; returns its exit status, 0, or 2 after a line on stderr for wrong input."""
+    """Runs a command; returns its exit status.
+
+    That is 0; 2 for wrong input, after a line on stderr; 1 if nobody reads the output any more.
+    """
     try:
         command()
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads the output, such as `head`, has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

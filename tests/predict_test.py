@@ -3,6 +3,9 @@
 import csv
 import io
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -174,3 +177,15 @@ def test_wrong_usage_is_status_2(capsys, arguments):
         predict.main(["", *arguments])
     assert error.value.code == 2
     assert "usage: python -m mixmo_jax.predict" in capsys.readouterr().err
+
+
+def test_output_that_nobody_reads_to_its_end(finished_run, tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "image.png")
+    command = [sys.executable, "-m", "mixmo_jax.predict", f"--workdir={finished_run}"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = subprocess.run(
+        [*command, str(tmp_path)], stdout=writer, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writer)
+    assert (process.returncode, process.stderr) == (1, "")

@@ -1,4 +1,4 @@
-"""Every field of an experiment, once. The values are those of WRN-28-10 on CIFAR.
+"""Every field of a config, once, with the values of WRN-28-10 on CIFAR.
 
 The other config files call `get_config` and change what differs. A method's name is the config's
 argument, `--config=configs/cifar100.py:cutmix`; any field can be set on the command line,
@@ -17,7 +17,7 @@ METHODS = {
     "mixup": {"msda.method": "mixup"},
     "cutmix": _CUTMIX,
     # MIMO: encoders summed with equal shares, losses with equal weights.
-    "mimo": {**_MIXMO, "mixmo.alpha": 0.0, "mixmo.root": 1.0},
+    "mimo": {**_MIXMO, "mixmo.alpha": 0.0, "mixmo.weight_root": 1.0},
     "linear_mixmo": _MIXMO,
     "cut_mixmo": {**_MIXMO, "mixmo.block": "cutmix"},
     "linear_mixmo+cutmix": {**_MIXMO, **_CUTMIX},
@@ -26,22 +26,22 @@ METHODS = {
 
 
 def get_config(method: str = DEFAULT_METHOD) -> ml_collections.ConfigDict:
-    """Returns the config of one method."""
+    """Returns the config of a method."""
     if method not in METHODS:
         raise ValueError(f"method={method!r}: expected one of {', '.join(METHODS)}")
     config = ml_collections.ConfigDict()
-    config.method = method  # a record; the fields below are what counts
+    config.method = method  # a record; only the fields below have an effect
     config.seed = 0
     config.num_epochs = 300
-    # Positions of a batch, B. Each holds one image for every member.
+    # Number of positions of a batch, B. Each holds one image for every member.
     config.batch_size = 64
-    # Times an image stands in its batch for every member, b: a batch holds B / b different images.
+    # Repetitions of an image in its batch for every member, b: B / b different images in a batch.
     config.batch_repetitions = 1
-    # Share of the positions at which all members see the same image (MIMO's input repetition).
+    # Fraction of the positions at which all members see the same image (MIMO's input repetition).
     config.input_repetition = 0.0
 
     config.model = ml_collections.ConfigDict()
-    config.model.name = "wide_resnet"  # or "preact_resnet"
+    config.model.name = "wide_resnet"  # a name in mixmo_jax.models.NETWORKS
     config.model.depth = 28  # wide_resnet: 6n + 4; preact_resnet: 18
     config.model.width = 10  # factor on the channels of every stage
     config.model.num_members = 1  # M
@@ -50,32 +50,35 @@ def get_config(method: str = DEFAULT_METHOD) -> ml_collections.ConfigDict:
     config.model.dtype = "auto"
 
     config.mixmo = ml_collections.ConfigDict()
-    config.mixmo.block = "linear"  # or "cutmix": rectangular patches, as CutMix does with pixels
-    config.mixmo.prob = 0.5  # share of the batches that the block mixes; the others are linear
-    config.mixmo.prob_until = 11 / 12  # after this share of the training, prob falls linearly to 0
+    # A name in mixmo_jax.mixing.MASKS. "cutmix": rectangular patches, as CutMix does with pixels.
+    config.mixmo.block = "linear"
+    config.mixmo.patch_prob = 0.5  # p: fraction of the batches that the block mixes; others: linear
+    # After this fraction of the run, patch_prob falls linearly to 0 at the last epoch.
+    config.mixmo.patch_prob_until = 11 / 12
     config.mixmo.alpha = 2.0  # Dirichlet concentration of the ratios; 0: equal ratios
-    config.mixmo.root = 3.0  # r: the loss weights go with ratio ** (1 / r); inf: equal weights
+    # r: the loss weights are proportional to ratio ** (1 / r); inf: equal weights.
+    config.mixmo.weight_root = 3.0
 
     config.msda = ml_collections.ConfigDict()  # mixing of pixels, before the encoders
-    config.msda.method = "none"  # or "mixup" or "cutmix"
+    config.msda.method = "none"  # or "mixup", "cutmix", or another name in mixmo_jax.mixing.MASKS
     config.msda.beta = 1.0  # the ratio is drawn from Beta(beta, beta)
-    config.msda.prob = 0.5  # share of the images that are mixed
+    config.msda.prob = 0.5  # fraction of the images that are mixed
 
     config.dataset = ml_collections.ConfigDict()
-    config.dataset.name = "cifar100"
+    config.dataset.name = "cifar100"  # a name in mixmo_jax.datasets.DATASETS
     # A folder with the data, or the archive itself. "": where tensorflow-datasets keeps its own.
     config.dataset.data_dir = ""
     config.dataset.cache_dir = ""  # for decoded images; "": beside the data
-    # Share of the training images set apart, of every class, to select the best epoch. 0: none,
-    # the last epoch counts. The test images are never used for it.
+    # Fraction of every class's training images that is set apart to select the best epoch and to
+    # fit the temperature. 0: none; then the last epoch counts.
     config.dataset.validation_fraction = 0.0
-    config.dataset.split_seed = 0  # decides which images are set apart
-    # Where the training images lie: "device", "host" (sent ahead of every step), or "auto": on the
-    # device if they take less than a quarter of its memory.
+    config.dataset.split_seed = 0  # seed of the choice of these images
+    # Placement of the training images: "device", "host" (sent ahead of every step), or "auto": on
+    # the device if they take less than a quarter of its memory.
     config.dataset.placement = "auto"
     # image_folder: images are scaled and cropped to this; even for preact_resnet.
     config.dataset.image_size = 64
-    config.dataset.test_fraction = 0.2  # image_folder: taken out if there is no folder for testing
+    config.dataset.test_fraction = 0.2  # image_folder: set apart if there is no folder for testing
     config.dataset.crop_padding = 4  # random crops reach this many pixels over each edge
     config.dataset.flip = True  # random horizontal flips
     # Per channel, on the scale 0 to 1. (): measured on the training images.
@@ -83,12 +86,13 @@ def get_config(method: str = DEFAULT_METHOD) -> ml_collections.ConfigDict:
     config.dataset.std = (0.2023, 0.1994, 0.2010)
 
     config.optimizer = ml_collections.ConfigDict()  # SGD
-    # Both for b = 1. With b repetitions an epoch has b times the steps, so the rate is divided by
-    # b and the warm-up, linear from 0, takes b times as long.
+    # Both for b = 1. With b repetitions an epoch has b times the steps, so the learning rate is
+    # divided by b and the warm-up, linear from 0, takes b times as long.
     config.optimizer.learning_rate = 0.1 / 2
     config.optimizer.warmup_steps = 782
-    config.optimizer.warmup_epochs = 0.0  # to be added to it, for data of any size
-    config.optimizer.decay_epochs = (101, 201, 226)  # the rate falls at the first step of each
+    config.optimizer.warmup_epochs = 0.0  # added to warmup_steps, for data of any size
+    # The learning rate falls at the first step of each of these epochs.
+    config.optimizer.decay_epochs = (101, 201, 226)
     config.optimizer.decay_factor = 0.1
     config.optimizer.momentum = 0.9
     config.optimizer.nesterov = True
@@ -103,7 +107,7 @@ def get_config(method: str = DEFAULT_METHOD) -> ml_collections.ConfigDict:
     config.evaluation.ensemble = "logits"
 
     config.checkpoint_every_epochs = 1
-    # Steps that one call to the device runs. 0: up to 100 on GPU and TPU; 1 on CPU, where
+    # Number of steps of one call to the device. 0: up to 100 on GPU and TPU; 1 on CPU, where
     # convolutions inside a loop are many times slower.
     config.steps_per_call = 0
 

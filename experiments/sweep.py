@@ -1,8 +1,8 @@
-"""Trains methods of a config with several seeds and tabulates their final scores in Markdown.
+"""Trains methods of a config with several seeds and tabulates their final metrics in Markdown.
 
     python experiments/sweep.py --config=digits --methods=vanilla,cut_mixmo --seeds=0,1,2,3,4
 
-Each run is a process of its own, in a folder under --output; a finished one is not trained again.
+Each run is a separate process in a folder under --output; a finished one is not trained again.
 Further flags, such as `--config.num_epochs=5`, go to every run.
 """
 
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def run(config: str, method: str, seed: str, output: pathlib.Path, overrides: list[str]) -> dict:
-    """Trains once; returns the scores, and the seconds of training, compilation included."""
+    """Trains once; returns the metrics, and the seconds of training, compilation included."""
     folder = output / f"{pathlib.Path(config).stem}-{method}-s{seed}"
     command = [sys.executable, "-m", "mixmo_jax.main", f"--config={config}:{method}"]
     flags = [f"--config.seed={seed}", f"--workdir={folder}", *overrides]
@@ -49,7 +49,7 @@ def run(config: str, method: str, seed: str, output: pathlib.Path, overrides: li
 
 
 def summarize(runs: list[dict]) -> list[str]:
-    """Mean ± standard deviation over the runs, a cell for every column."""
+    """Mean ± standard deviation over the runs, a cell for each column."""
     cells = []
     for name, scale in {**COLUMNS, "seconds": 1}.items():
         values = [scale * run[name] for run in runs if run.get(name) is not None]

@@ -1,22 +1,24 @@
 """MixMo in JAX: an ensemble of subnetworks inside one network, at the price of one."""
 
 import importlib
+import importlib.util
 import pathlib
+import sys
 
-# The configs lie beside the package in a checkout and inside it once installed: both are
-# `mixmo_jax.configs`.
-_package = pathlib.Path(__file__).parent
-if not (_package / "configs").is_dir():
-    __path__.append(str(_package.parent))
+__version__ = "0.2.0"
 
-_LAZY = {"load": "inference", "Model": "inference", "from_torch": "torch_import"}
+_LAZY = {
+    "Model": "inference.model",
+    "from_torch": "inference.torch_checkpoints",
+    "load": "inference.loading",
+}
 __all__ = ["Model", "from_torch", "load", "metrics"]
 
 
 def __getattr__(name: str):
     """Imports what needs JAX only when it is asked for."""
     if name == "metrics":
-        return importlib.import_module(f"{__name__}.metrics")
+        return importlib.import_module(f"{__name__}.evaluation.metrics")
     if name in _LAZY:
         return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -24,3 +26,22 @@ def __getattr__(name: str):
 
 def __dir__() -> list[str]:
     return __all__
+
+
+def _import_configs_of_checkout() -> None:
+    """Makes `mixmo_jax.configs` of the folder beside the package; a wheel has it inside."""
+    package = pathlib.Path(__file__).parent
+    folder = package.parent / "configs"
+    if (package / "configs").is_dir() or not folder.is_dir():
+        return
+    name = f"{__name__}.configs"
+    spec = importlib.util.spec_from_file_location(
+        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    globals()["configs"] = module
+
+
+_import_configs_of_checkout()

@@ -1,4 +1,4 @@
-"""Where arrays lie: copies of a state along pmap's axis, shared data, spread batches."""
+"""Device placement: shared arrays, sharded batches, and a state replicated for pmap."""
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,16 @@ def _sharding(*axes: str) -> NamedSharding:
 
 
 def replicate(tree):
+    """Puts the same arrays on all local devices, once, for arguments that are not mapped."""
+    return jax.device_put(tree, _sharding())
+
+
+def shard(tree):
+    """Cuts arrays along their first axis, a multiple of the local devices, one part for each."""
+    return jax.device_put(tree, _sharding(AXIS))
+
+
+def replicate_for_pmap(tree):
     """Copies a tree to all local devices, stacked along a leading axis as pmap takes it."""
     # Not flax.jax_utils.replicate: it builds the stack on one device and makes pmap compile twice.
     count = jax.local_device_count()
@@ -24,15 +34,5 @@ def replicate(tree):
 
 
 def unreplicate(tree):
-    """The first device's copy of a replicated tree."""
+    """Returns the first device's copy of a tree that was replicated for pmap."""
     return jax.tree.map(lambda leaf: leaf[0], tree)
-
-
-def place(tree):
-    """Puts the same arrays on all local devices, once, for arguments that are not mapped."""
-    return jax.device_put(tree, _sharding())
-
-
-def spread(tree):
-    """Cuts arrays along their first axis, a multiple of the local devices, and spreads them."""
-    return jax.device_put(tree, _sharding(AXIS))

@@ -8,24 +8,24 @@ from collections.abc import Iterable
 class InputError(ValueError):
     """A value, file or folder from outside that cannot be used.
 
-    The message is one line: what it is, the value it has, and what is allowed. The command line
-    prints that line and exits with 2; any other exception is a defect and keeps its traceback.
+    The message is one line: what it is, its value, and what is allowed. The commands print that
+    line and exit with 2; any other exception is a defect and keeps its traceback.
     """
 
 
 def invalid(field: str, value: object, allowed: str) -> InputError:
-    """Returns the `InputError` for a field whose value is not allowed."""
+    """Returns the error for a field whose value is not allowed."""
     return InputError(f"{field}={value!r}: expected {allowed}")
 
 
 def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> InputError:
-    """Returns the `InputError` for a name that does not exist.
+    """Returns the error for a name that does not exist.
 
     Args:
-      kind: of the thing.
-      name: given.
-      known: all that exist; those that resemble the name are named.
-      where: is named if none does: a place that lists them.
+      kind: The kind of thing that is named.
+      name: The name given.
+      known: All names that exist; similar ones are suggested.
+      where: A place that lists them, named if no name is similar.
     """
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"; see {where}" if where else ""
@@ -35,5 +35,5 @@ def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> Inpu
 
 
 def warn(message: str) -> None:
-    """Prints what a user should know, but may have meant, in one line on stderr."""
+    """Prints what a user should know, but may have intended, as one line on stderr."""
     print(f"warning: {message}", file=sys.stderr)

@@ -1,43 +1,228 @@
-"""Inference over any number of images."""
+"""Finished runs to metrics: one, the ensemble of several, corrupted images, imported weights."""
 
-from collections.abc import Callable
+import pathlib
+from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
-from mixmo_jax import devices
-from mixmo_jax.models import MixMoNet
+from mixmo_jax import datasets
+from mixmo_jax.datasets import Dataset, Split
+from mixmo_jax.errors import InputError
+from mixmo_jax.evaluation import calibration, corruptions, metrics
+from mixmo_jax.evaluation.ensemble import ensemble_log_probs
+from mixmo_jax.files import write_arrays, write_json
+from mixmo_jax.inference.loading import load, load_network
+from mixmo_jax.inference.model import Model
+from mixmo_jax.input_pipeline.batch import steps_per_epoch
+from mixmo_jax.models import create_model
+from mixmo_jax.runs import plots, terminal, workdir
+from mixmo_jax.runs.metric_writer import RESULTS, read_metrics, write_results
+from mixmo_jax.runs.provenance import describe_environment
+from mixmo_jax.training.checkpoints import Checkpoints
+from mixmo_jax.training.optimizers import create_optimizer
+from mixmo_jax.training.step import create_train_state
+
+LOGITS, ENSEMBLE_LOGITS = "logits.npz", "ensemble_logits.npz"
 
 
-def make_logits_fn(
-    model: MixMoNet, preprocess: Callable[[jax.Array], jax.Array], batch_size: int
-) -> Callable[[dict, np.ndarray], np.ndarray]:
-    """Returns `logits(variables, images)`: [N, H, W, C] → [N, M, K] float32, for any N >= 1.
-
-    The images go through in batches of one size, padded at the end, spread over the local
-    devices; the padding's logits are dropped.
+def evaluate_run(
+    folder: pathlib.Path,
+    overrides: Sequence[str] = (),
+    *,
+    dataset: Dataset | None = None,
+    ensemble: str | None = None,
+    allow_unfinished: bool = False,
+) -> dict[str, float]:
+    """Evaluates the finished run in a folder and writes its results there.
 
     Args:
-      model: the network.
-      preprocess: brings a batch of images to what the network takes.
-      batch_size: images a call; rounded up to a multiple of the devices.
+      folder: The folder of the run.
+      overrides: See `workdir.read_config`.
+      dataset: The dataset of the run, if it has been loaded already.
+      ensemble: How the members are combined; by default as the run's config says.
+      allow_unfinished: Whether to take the newest checkpoint of a run that is not finished.
+
+    Returns:
+      The metrics, see `metrics.ensemble_metrics`.
+
+    Raises:
+      InputError: if there is no finished run in the folder, or its data are not there.
     """
-    count = jax.local_device_count()
-    batch_size = -(-batch_size // count) * count
+    config = workdir.read_config(folder, overrides)
+    network = load_network(folder, config, allow_unfinished=allow_unfinished)
+    dataset = dataset or _load_dataset(folder, config)
+    model = Model([network], ensemble or config.evaluation.ensemble)
+    which = "the best in validation" if (folder / workdir.BEST).is_dir() else "the last"
+    title = f"{config.dataset.name}, {config.method}, seed {config.seed}"
+    of = f"{len(dataset.test):,} test images, epoch {network.epoch} ({which})"
+    results = {
+        "epoch": network.epoch,
+        "test_images": len(dataset.test),
+        "seed": config.seed,
+        "training_seconds": sum(m["seconds"] for m in read_metrics(folder)),
+        "environment": describe_environment(),
+    }
+    results.update(
+        _evaluate(model, dataset, title, of, folder / "reliability.png", folder / LOGITS)
+    )
+    step = network.epoch * steps_per_epoch(config, len(dataset.train))
+    write_results(folder, results, step)
+    print(f"  results in {folder / RESULTS}; pictures: {_pictures(folder)}")
+    return results["scores"]
 
-    @jax.jit
-    def eval_step(variables: dict, images: jax.Array) -> jax.Array:
-        logits = model.apply(variables, preprocess(images), train=False)
-        return jnp.moveaxis(logits, 0, 1)  # [M, B, K] → [B, M, K]
 
-    def logits(variables: dict, images: np.ndarray) -> np.ndarray:
-        variables = devices.place(variables)
-        outputs = []
-        for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size]
-            padding = [(0, batch_size - len(batch))] + [(0, 0)] * 3
-            outputs.append(eval_step(variables, devices.spread(np.pad(batch, padding))))
-        return np.concatenate(jax.device_get(outputs))[: len(images)]
+def evaluate_ensemble(
+    folders: Sequence[pathlib.Path],
+    overrides: Sequence[str] = (),
+    *,
+    ensemble: str | None = None,
+    allow_unfinished: bool = False,
+) -> dict[str, float]:
+    """Evaluates the deep ensemble of several finished runs; writes to the first one's folder.
 
-    return logits
+    Args:
+      folders: The folders of the runs.
+      overrides: Overrides for the first one's config, see `workdir.read_config`.
+      ensemble: How the members are combined; by default as the first run's config says.
+      allow_unfinished: Whether to take the newest checkpoint of a run that is not finished.
+
+    Returns:
+      The metrics, see `metrics.ensemble_metrics`.
+
+    Raises:
+      InputError: if there is no finished run in a folder, or the runs do not fit together.
+    """
+    model = load(folders, ensemble=ensemble, allow_unfinished=allow_unfinished)
+    dataset = _load_dataset(folders[0], workdir.read_config(folders[0], overrides))
+    for folder in folders[1:]:
+        workdir.warn_of_other_test_images(folder, dataset.test)
+    title = f"ensemble of {len(folders)} runs, {model.num_members} members"
+    of = f"{len(dataset.test):,} test images"
+    runs = [str(folder.resolve()) for folder in folders]
+    results = {"runs": runs, "environment": describe_environment()}
+    results.update(
+        _evaluate(
+            model, dataset, title, of, folders[0] / "ensemble.png", folders[0] / ENSEMBLE_LOGITS
+        )
+    )
+    write_json(folders[0] / workdir.ENSEMBLE, results)
+    print(f"  results in {folders[0] / workdir.ENSEMBLE}; picture: ensemble.png")
+    return results["scores"]
+
+
+def evaluate_corruptions(
+    folders: Sequence[pathlib.Path],
+    images: pathlib.Path,
+    *,
+    ensemble: str | None = None,
+    allow_unfinished: bool = False,
+) -> dict:
+    """Evaluates one or several finished runs on corrupted images; writes to the first folder.
+
+    Args:
+      folders: The folders of the runs.
+      images: The folder of the images, in the layout of CIFAR-10-C.
+      ensemble: How the members are combined; by default as the first run's config says.
+      allow_unfinished: Whether to take the newest checkpoint of a run that is not finished.
+
+    Returns:
+      The metrics, see `corruptions.score_corruptions`.
+    """
+    model = load(folders, ensemble=ensemble, allow_unfinished=allow_unfinished)
+    results = corruptions.score_corruptions(
+        model.logits, images, model.image_shape, model.ensemble, model.weights
+    )
+    print(terminal.corruption_table(results))
+    write_json(folders[0] / workdir.CORRUPTIONS, results)
+    print(f"  all results are in {folders[0] / workdir.CORRUPTIONS}")
+    return results
+
+
+def import_variables(
+    config: ml_collections.ConfigDict, variables: dict, num_classes: int, folder: pathlib.Path
+) -> dict[str, float]:
+    """Makes a finished run of variables trained elsewhere, and evaluates it.
+
+    Args:
+      config: The checked config, which describes the network.
+      variables: The network's variables.
+      num_classes: K of the network.
+      folder: The folder of the run, new.
+
+    Returns:
+      The metrics, see `metrics.ensemble_metrics`.
+
+    Raises:
+      InputError: if the folder holds a run, or network and data do not fit together.
+    """
+    if (folder / workdir.CONFIG).exists():
+        raise InputError(f"workdir={folder}: holds a run already")
+    dataset = datasets.load(config.dataset)
+    channels = variables["params"]["stem"]["kernel"].shape[-2]
+    for kind, found, expected in (
+        ("classes", dataset.num_classes, num_classes),
+        ("channels", dataset.image_shape[-1], channels),
+    ):
+        if found != expected:
+            reason = f"{found} {kind}, the network {expected}"
+            raise InputError(f"dataset.name={config.dataset.name!r}: {reason}")
+    workdir.open_run(folder, config, dataset)
+    steps = steps_per_epoch(config, len(dataset.train))
+    model = create_model(config.model, num_classes)
+    tx, _ = create_optimizer(config, steps)
+    state = create_train_state(config.seed, model, tx, dataset.image_shape)
+    state = state.replace(step=jnp.int32(config.num_epochs * steps), **variables)
+    kept = [workdir.CHECKPOINTS] + [workdir.BEST] * (dataset.validation is not None)
+    for name in kept:
+        with Checkpoints(folder / name) as checkpoints:
+            checkpoints.save(int(state.step), state)
+    return evaluate_run(folder, dataset=dataset)
+
+
+def _load_dataset(folder: pathlib.Path, config: ml_collections.ConfigDict) -> Dataset:
+    return workdir.restore_statistics(folder, datasets.load(config.dataset))
+
+
+def _evaluate(
+    model: Model,
+    dataset: Dataset,
+    title: str,
+    of: str,
+    picture: pathlib.Path,
+    logits_file: pathlib.Path,
+) -> dict[str, object]:
+    """Scores a model before and after temperature scaling; prints, draws and keeps it."""
+    test, weights = dataset.test, model.weights
+    logits = model.logits(_in_memory(test))
+    plain = metrics.ensemble_metrics(logits, test.labels, model.ensemble, weights)
+    scaled, temperatures = metrics.scaled_metrics(logits, test.labels, model.ensemble, weights)
+    fitted_on, split, split_logits = "test", test, logits
+    if dataset.validation is not None:
+        fitted_on, split = "validation", dataset.validation
+        split_logits = model.logits(_in_memory(split))
+    temperature = calibration.fit_temperature(split_logits, split.labels, model.ensemble, weights)
+    print(f"\n{title}: {of}")
+    print(terminal.metric_table(plain, scaled))
+    print(f"  temperatures fitted on halves: {temperatures[0]:.4f}, {temperatures[1]:.4f}")
+    print(f"  temperature for prediction, fitted on the {fitted_on} split: {temperature:.4f}")
+    probs = np.exp(ensemble_log_probs(logits, model.ensemble, weights))
+    plots.reliability_diagram(picture, title, probs, test.labels)
+    write_arrays(logits_file, logits=logits, labels=np.asarray(test.labels))
+    return {
+        "ensemble": model.ensemble,
+        "temperature": temperature,
+        "temperature_fitted_on": fitted_on,
+        "scores": plain,
+        "scaled_scores": scaled,
+        "temperatures": temperatures,
+    }
+
+
+def _in_memory(split: Split) -> np.ndarray:
+    return np.asarray(split.images)
+
+
+def _pictures(folder: pathlib.Path) -> str:
+    return ", ".join(sorted(file.name for file in folder.glob("*.png")))

@@ -2,8 +2,9 @@
 
 python -m mixmo_jax.export --workdir=runs/digits-cut_mixmo-s0 --output=model.stablehlo
 
-The file holds a function of uint8 images [N, H, W, C], any N, that returns probabilities [N, K]
-float32: normalisation, network, temperature and averaging are inside. It runs on cpu, cuda and tpu:
+The file holds a function of uint8 images [N, H, W, C], any N, that returns class probabilities
+[N, K] float32: normalization, network, temperature and averaging are inside. It runs on cpu, cuda
+and tpu:
 
     import jax.export  # pip install jax flatbuffers
 
@@ -21,10 +22,13 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from mixmo_jax import inference, workdir
-from mixmo_jax.augment import normalize
-from mixmo_jax.commands import create_parser, run_command
+from mixmo_jax.commands import create_parser, import_plugins, run_command
 from mixmo_jax.errors import InputError
+from mixmo_jax.evaluation.ensemble import ENSEMBLES
+from mixmo_jax.files import write_bytes, write_json
+from mixmo_jax.inference.loading import load
+from mixmo_jax.inference.model import Model
+from mixmo_jax.runs.workdir import split_folders
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -32,11 +36,17 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 def main(argv: Sequence[str]) -> int:
     """Runs a command line; returns 0, or 2 for wrong input."""
     parser = create_parser("export", __doc__)
-    parser.add_argument("--workdir", required=True, help="a finished run")
+    parser.add_argument("--workdir", required=True, help="a finished run, or several: A,B,C")
     parser.add_argument("--output", required=True, type=pathlib.Path)
+    parser.add_argument("--ensemble", choices=ENSEMBLES, help="default: as the run's config says")
     parser.add_argument("--no_fold", action="store_true", help="keep the members apart")
     arguments = parser.parse_args(argv[1:])
     return run_command(lambda: _export(arguments))
+
+
+def run() -> None:
+    """Runs the command line of this process, and ends it."""
+    sys.exit(main(sys.argv))
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -45,51 +55,45 @@ def _export(arguments: argparse.Namespace) -> None:
     for file in (output, side):
         if file.exists() and not file.is_file():
             raise InputError(f"output={output}: {file} is not a file that could be replaced")
-    folder, *others = workdir.split_folders(arguments.workdir)
-    if others:
-        raise InputError(f"workdir={arguments.workdir}: expected one run")
-    model = inference.load(folder)
-    if model.ensemble != "logits" and not arguments.no_fold:
-        reason = "the run averages probabilities, which cannot be folded: use --no_fold"
-        raise InputError(f"workdir={arguments.workdir}: {reason}")
-    serialized = export(model if arguments.no_fold else model.fold())
-    facts = {
+    import_plugins(arguments.plugin)
+    model = load(split_folders(arguments.workdir), ensemble=arguments.ensemble)
+    # Several runs have several cores, and averaged probabilities are not linear: neither folds.
+    if len(model.networks) == 1 and not arguments.no_fold:
+        if model.ensemble != "logits":
+            reason = "the run averages probabilities, which cannot be folded: use --no_fold"
+            raise InputError(f"workdir={arguments.workdir}: {reason}")
+        model = model.fold()
+    serialized = export(model)
+    description = {
         "class_names": model.class_names,
         "image_shape": model.image_shape,
         "input": "uint8 [N, H, W, C]",
-        "output": "probabilities, float32 [N, K]",
+        "output": "class probabilities, float32 [N, K]",
     }
     try:
-        workdir.write_bytes(output, serialized)
-        workdir.write_json(side, facts)
+        write_bytes(output, serialized)
+        write_json(side, description)
     except OSError as error:
         raise InputError(f"output={output}: {error.strerror}") from None
     print(f"{output}: {len(serialized):,} bytes, for {', '.join(PLATFORMS)}")
 
 
-def export(model: inference.Model) -> bytes:
-    """Serialises `predict_proba` with the weights inside, for `jax.export.deserialize`.
+def export(model: Model) -> bytes:
+    """Serializes `predict_proba` with the weights inside, for `jax.export.deserialize`.
 
-    It computes in float32, whatever the network was trained in.
+    It computes in float32, whatever dtype the network was trained in.
+
+    Args:
+      model: The model, see `inference.loading.load`.
+
+    Returns:
+      The serialized function of [N, H, W, C] uint8 that returns [N, K] float32.
     """
-
-    def predict_proba(images: jax.Array) -> jax.Array:
-        parts = []
-        for network in model.networks:
-            float32 = network.model.in_dtype(jnp.dtype("float32"))
-            inputs = normalize(images, network.mean, network.std)
-            logits = float32.apply(network.variables, inputs, train=False)  # [M, N, K]
-            parts.append(logits / network.temperature)
-        logits = jnp.concatenate(parts)
-        if model.ensemble == "logits":
-            return jax.nn.softmax(logits.mean(0))
-        return jax.nn.softmax(logits).mean(0)
-
     (batch,) = jax.export.symbolic_shape("n")
     images = jax.ShapeDtypeStruct((batch, *model.image_shape), jnp.uint8)
-    exported = jax.export.export(jax.jit(predict_proba), platforms=PLATFORMS)(images)
-    return bytes(exported.serialize())
+    predict_fn = jax.jit(model.make_predict_fn())
+    return bytes(jax.export.export(predict_fn, platforms=PLATFORMS)(images).serialize())
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    run()

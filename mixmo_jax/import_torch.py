@@ -2,8 +2,8 @@
 
 python -m mixmo_jax.import_torch --checkpoint=FILE --config=cifar100:cut_mixmo --workdir=runs/theirs
 
-Fields of the config are set as for training, `--config.dataset.data_dir=…`. Evaluation, prediction
-and export take the run as if it had been trained here.
+Fields of the config are set as for training, `--config.dataset.data_dir=…`. The network computes in
+float32. Evaluation, prediction and export take the run as if it had been trained here.
 """
 
 import argparse
@@ -12,9 +12,10 @@ import sys
 from collections.abc import Sequence
 
 from mixmo_jax import config as config_lib
-from mixmo_jax import runs, torch_import
-from mixmo_jax.commands import create_parser, run_command
+from mixmo_jax.commands import create_parser, import_plugins, run_command
 from mixmo_jax.errors import InputError
+from mixmo_jax.evaluate import import_variables
+from mixmo_jax.inference.torch_checkpoints import convert, read_state_dict
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,16 +28,22 @@ def main(argv: Sequence[str]) -> int:
     return run_command(lambda: _import(arguments, overrides))
 
 
+def run() -> None:
+    """Runs the command line of this process, and ends it."""
+    sys.exit(main(sys.argv))
+
+
 def _import(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+    import_plugins(arguments.plugin)
     _, config = config_lib.parse(arguments.config, overrides)
-    model, variables, fields = torch_import.convert(
-        torch_import.read_state_dict(arguments.checkpoint)
-    )
+    if config.model.dtype == "auto":
+        config.model.dtype = "float32"  # as it was trained
+    model, variables, fields = convert(read_state_dict(arguments.checkpoint))
     for name, value in fields.items():
         if config.model[name] != value:
             raise InputError(f"model.{name}={config.model[name]!r}: the checkpoint has {value!r}")
-    runs.import_variables(config, variables, model.num_classes, arguments.workdir.expanduser())
+    import_variables(config, variables, model.num_classes, arguments.workdir.expanduser())
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    run()

@@ -5,6 +5,8 @@ python -m mixmo_jax.main --config=cifar100:cut_mixmo+cutmix --config.seed=1
 python -m mixmo_jax.main --mode=evaluate --workdir=runs/digits-cut_mixmo-s0
 """
 
+import collections
+import difflib
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -12,9 +14,13 @@ from collections.abc import Sequence
 from absl import flags
 
 from mixmo_jax import config as config_lib
-from mixmo_jax import runs, workdir
-from mixmo_jax.commands import run_command
+from mixmo_jax import schema
+from mixmo_jax.commands import PLUGIN_HELP, import_plugins, run_command
+from mixmo_jax.configs.common import METHODS
 from mixmo_jax.errors import InputError, unknown
+from mixmo_jax.evaluation.ensemble import ENSEMBLES
+
+_ONLY_EVALUATE = ("corruptions", "ensemble", "allow_unfinished")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,39 +35,58 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        message = "interrupted; the same command goes on from the last checkpoint, if there is one"
+        message = "interrupted; the same command resumes from the last checkpoint, if there is one"
         print(message, file=sys.stderr)
         return 130
 
 
+def run() -> None:
+    """Runs the command line of this process, and ends it."""
+    sys.exit(main(sys.argv))
+
+
 def _run(argv: Sequence[str]) -> None:
     known = _define_flags()
-    if "--help" in argv:
-        print(f"{__doc__}\n{known.get_help()}")
+    if {"--help", "-h", "-help"} & set(argv):
+        print(_help(known))
         return
+    argv = config_lib.join_flags(argv)
+    counts = collections.Counter(a.partition("=")[0].lstrip("-") for a in argv[1:] if a[0:1] == "-")
+    for name, count in counts.items():
+        if count > 1 and name != "plugin":
+            raise InputError(f"--{name}: given {count} times")
     try:
-        _, *overrides = known(config_lib.join_flags(argv), known_only=True)
+        _, *overrides = known(argv, known_only=True)
     except flags.Error as error:
         raise InputError(str(error)) from None
     for flag in overrides:
         if not config_lib.FIELD_FLAG.match(flag):
             raise _unknown_flag(flag, known)
+    import_plugins(known.plugin)
     if known.mode == "evaluate":
         _evaluate(known, overrides)
     else:
         _train(known, overrides)
 
 
+def _help(known: flags.FlagValues) -> str:
+    methods = f"Methods: {', '.join(METHODS)}"
+    configs = f"Configs of the package: {', '.join(config_lib.names())}"
+    fields = f"Fields, set by --config.FIELD=VALUE, and their defaults:\n{schema.describe_fields()}"
+    return f"{__doc__}\n{known.get_help().strip()}\n\n{configs}\n\n{methods}\n\n{fields}"
+
+
 def _unknown_flag(flag: str, known: flags.FlagValues) -> InputError:
     """The error for a flag, which may stand for the one of a field: --seed for --config.seed."""
-    name = flag.partition("=")[0].lstrip("-").rpartition(".")[2]
-    if name == "method":
+    name = flag.partition("=")[0]
+    if name.lstrip("-").rpartition(".")[2] == "method":
         return InputError(f"{flag}: no such flag; a method is chosen by --config=FILE:METHOD")
-    fields = [field for field in config_lib.field_names() if field.rpartition(".")[2] == name]
-    if fields and flag.startswith("-"):
-        meant = " or ".join(f"--config.{field}" for field in fields)
-        return InputError(f"{flag}: no such flag; did you mean {meant}?")
-    return unknown("flag", flag, [f"--{name}" for name in known], where="--help")
+    own = [f"--{own}" for own in known]
+    if flag.startswith("-") and not difflib.get_close_matches(name, own, n=1, cutoff=0.8):
+        field = str(schema.unknown_field(name.lstrip("-"), prefix="--config."))
+        if "did you mean" in field:
+            return InputError(f"{flag}: no such flag; {field.partition('; ')[2]}")
+    return unknown("flag", flag, own, where="--help")
 
 
 def _define_flags() -> flags.FlagValues:
@@ -69,8 +94,7 @@ def _define_flags() -> flags.FlagValues:
     flags.DEFINE_string(
         "config",
         None,
-        "FILE[:METHOD]; FILE is a path or one of the package's configs: "
-        f"{', '.join(config_lib.names())}. --config.FIELD=VALUE sets a field.",
+        "FILE[:METHOD]; FILE is a path or one of the package's configs.",
         flag_values=values,
     )
     flags.DEFINE_string(
@@ -84,7 +108,7 @@ def _define_flags() -> flags.FlagValues:
         "mode",
         "train",
         ["train", "evaluate"],
-        "Train, or go on training, then evaluate; or evaluate a finished run.",
+        "Train, or resume training, then evaluate; or evaluate a finished run.",
         flag_values=values,
     )
     flags.DEFINE_string(
@@ -93,32 +117,54 @@ def _define_flags() -> flags.FlagValues:
         "With --mode=evaluate: folder of corrupted images as in CIFAR-10-C to evaluate on.",
         flag_values=values,
     )
+    flags.DEFINE_enum(
+        "ensemble",
+        None,
+        list(ENSEMBLES),
+        "With --mode=evaluate: how the members are combined, if not as the run's config says.",
+        flag_values=values,
+    )
+    flags.DEFINE_boolean(
+        "allow_unfinished",
+        False,
+        "With --mode=evaluate: take the newest checkpoint of a run that is not finished.",
+        flag_values=values,
+    )
+    flags.DEFINE_multi_string("plugin", [], f"{PLUGIN_HELP}; repeatable.", flag_values=values)
     return values
 
 
 def _train(known: flags.FlagValues, overrides: Sequence[str]) -> None:
-    if known.corruptions is not None:
-        raise InputError("corruptions: only with --mode=evaluate")
+    from mixmo_jax.train import train  # here, so that --help and typos are answered at once
+
+    for name in _ONLY_EVALUATE:
+        if known[name].value != known[name].default:
+            raise InputError(f"{name}: only with --mode=evaluate")
     if known.config is None:
         raise InputError("config: missing; for example --config=digits")
     name, config = config_lib.parse(known.config, overrides)
     default = f"runs/{name}-{config.method}-s{config.seed}"
-    runs.train(config, pathlib.Path(known.workdir or default).expanduser())
+    train(config, pathlib.Path(known.workdir or default).expanduser())
 
 
 def _evaluate(known: flags.FlagValues, overrides: Sequence[str]) -> None:
-    folders = workdir.split_folders(known.workdir or "")
+    from mixmo_jax import evaluate
+    from mixmo_jax.runs.workdir import split_folders
+
+    folders = split_folders(known.workdir or "")
     if known.config is not None:
         raise InputError("config: --mode=evaluate takes it from the run in --workdir")
-    if overrides and known.corruptions is not None:
-        raise InputError(f"{overrides[0]}: no field matters with --corruptions")
+    options = {"ensemble": known.ensemble, "allow_unfinished": known.allow_unfinished}
     if known.corruptions is not None:
-        runs.evaluate_corruptions(folders, pathlib.Path(known.corruptions).expanduser())
+        if overrides:
+            raise InputError(f"{overrides[0]}: no field matters with --corruptions")
+        images = pathlib.Path(known.corruptions).expanduser()
+        evaluate.evaluate_corruptions(folders, images, **options)
     elif len(folders) > 1:
-        runs.evaluate_ensemble(folders, overrides)
+        evaluate.evaluate_ensemble(folders, overrides, **options)
     else:
-        runs.evaluate(folders[0], overrides)
+        evaluate.evaluate_run(folders[0], overrides, **options)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    run()

@@ -12,25 +12,45 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from mixmo_jax import inference, workdir
-from mixmo_jax.commands import create_parser, run_command
+from mixmo_jax.commands import create_parser, import_plugins, run_command
 from mixmo_jax.datasets.decode import ENDINGS
-from mixmo_jax.errors import InputError
+from mixmo_jax.errors import InputError, warn
+from mixmo_jax.evaluation.ensemble import ENSEMBLES
+from mixmo_jax.inference.loading import load
+from mixmo_jax.inference.model import Model
+from mixmo_jax.runs.workdir import split_folders
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs a command line; returns 0, or 2 for wrong input."""
     parser = create_parser("predict", __doc__)
     parser.add_argument("--workdir", required=True, help="a finished run, or several: A,B,C")
+    parser.add_argument("--ensemble", choices=ENSEMBLES, help="default: as the run's config says")
+    parser.add_argument("--allow_unfinished", action="store_true", help="take what is there")
     parser.add_argument("--format", choices=["table", "csv", "json"], default="table")
     parser.add_argument("images", nargs="+", type=pathlib.Path, help="files or folders of images")
     arguments = parser.parse_args(argv[1:])
     return run_command(lambda: _predict(arguments))
 
 
+def run() -> None:
+    """Runs the command line of this process, and ends it."""
+    sys.exit(main(sys.argv))
+
+
 def _predict(arguments: argparse.Namespace) -> None:
     files = _find(arguments.images)
-    model = inference.load(workdir.split_folders(arguments.workdir))
+    import_plugins(arguments.plugin)
+    model = load(
+        split_folders(arguments.workdir),
+        ensemble=arguments.ensemble,
+        allow_unfinished=arguments.allow_unfinished,
+    )
+    if model.temperature is None:
+        warn(
+            f"no temperature was fitted for workdir={arguments.workdir}, probabilities are not "
+            "calibrated: python -m mixmo_jax.main --mode=evaluate --workdir=… fits one"
+        )
     rows = predict_files(model, files)
     if arguments.format == "json":
         print(json.dumps(rows, indent=2, ensure_ascii=False))
@@ -46,16 +66,16 @@ def _predict(arguments: argparse.Namespace) -> None:
             print(f"{row['file']:<{width}}  {row['probability']:7.2%}  {row['class']}{note}")
 
 
-def predict_files(model: inference.Model, files: Sequence[pathlib.Path]) -> list[dict]:
+def predict_files(model: Model, files: Sequence[pathlib.Path]) -> list[dict]:
     """Predicts the classes of image files, scaled and cropped to what the network takes.
 
     Args:
-      model: see `inference.load`.
-      files: one or more.
+      model: The model, see `inference.loading.load`.
+      files: One or more image files.
 
     Returns:
       For each file: `file`, `class`, its `probability`, the `votes` of the members, and whether
-      they `disagree`: a sign that the answer is uncertain.
+      they `disagree`: a sign that the prediction is uncertain.
 
     Raises:
       InputError: if a file is not an image.
@@ -92,4 +112,4 @@ def _find(paths):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    run()

@@ -55,6 +55,7 @@ FORMS = {
     "dotted.tar.gz": lambda path: write_tar(path, "w:gz", "./"),
     "no-ending": write_zip,
 }
+ADVICE = "; expected a folder or a complete zip or tar archive"
 CHECKED_FORMS = ["a.zip", "stored.zip", "a.tar.gz", "a.tar.bz2", "a.tar.xz"]  # with checksums
 
 
@@ -101,6 +102,23 @@ def test_lines_of_a_text(tmp_path):
 def test_folder_of_a_file(tmp_path, name, folder):
     write_zip(tmp_path / "a.zip")
     assert archives.Files(tmp_path / "a.zip").folder_of(name) == folder
+
+
+@pytest.mark.parametrize("form", ["a.zip", "a.tar"])
+def test_hidden_files_of_an_archive_are_not_seen(tmp_path, form):
+    """Such as those that macOS adds."""
+    path = tmp_path / form
+    FORMS[form](path)
+    hidden = ["data/.DS_Store", "__MACOSX/data/._a.txt", ".git/config"]
+    for name in hidden:
+        if form == "a.zip":
+            with zipfile.ZipFile(path, "a") as archive:
+                archive.writestr(name, "x")
+        else:
+            with tarfile.open(path, "a") as archive:
+                archive.addfile(tarfile.TarInfo(name))
+    assert read_all(path) == FILES
+    assert archives.Files(path).subfolders() == ["data"]
 
 
 def test_hidden_files_of_a_folder_are_not_seen(tmp_path):
@@ -161,7 +179,8 @@ def test_a_truncated_archive_is_refused(tmp_path, form):
     content = path.read_bytes()
     for length in range(0, len(content) - 100, 150):
         path.write_bytes(content[:length])
-        assert "truncated or corrupt" in refused(path)
+        message = refused(path)
+        assert ": damaged: " in message and message.endswith(ADVICE)
 
 
 @pytest.mark.parametrize("form", CHECKED_FORMS)
@@ -198,11 +217,76 @@ def test_a_zip_that_python_cannot_read_is_refused(tmp_path, offset, value):
 def test_text_instead_of_an_archive_is_refused(tmp_path):
     path = tmp_path / "a.tar.gz"
     path.write_text("<html>404 Not Found</html>")
-    assert "truncated or corrupt" in refused(path)
+    message = refused(path)
+    assert ": damaged: " in message and message.endswith(ADVICE)
 
 
-def test_nothing_at_the_path(tmp_path):
-    assert refused(tmp_path / "a.zip").endswith("No such file or directory")
+@pytest.mark.parametrize("name", ["a.zip", "a.tar.gz"])
+def test_nothing_at_the_path(tmp_path, name):
+    message = f"{tmp_path / name}: cannot be read: No such file or directory{ADVICE}"
+    assert refused(tmp_path / name) == message
+
+
+def test_a_file_that_vanishes(tmp_path):
+    write_folder(tmp_path)
+    files = archives.Files(tmp_path)
+    file = tmp_path / "data" / "a.txt"
+    file.unlink()
+    with pytest.raises(InputError, match=rf"^{file}: cannot be read: No such file or directory$"):
+        files.read("data/a.txt")
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "folder"])
+def test_names_are_listed_without_reading(tmp_path, form):
+    FORMS[form](tmp_path / form)
+    assert set(archives.archive_names(tmp_path / form)) >= set(FILES)
+
+
+@pytest.mark.parametrize("form", CHECKED_FORMS)
+def test_names_of_a_damaged_archive(tmp_path, form):
+    path = tmp_path / form
+    FORMS[form](path)
+    path.write_bytes(path.read_bytes()[:30])
+    with pytest.raises(InputError, match=f"^{path}: damaged: .*{ADVICE}$"):
+        archives.archive_names(path)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_subfolders(tmp_path, form):
+    FORMS[form](tmp_path / form)
+    files = archives.Files(tmp_path / form)
+    assert files.subfolders() == ["data"]
+    assert files.subfolders("data/") == ["sub"]
+    assert files.subfolders("data/sub/") == files.subfolders("other/") == []
+
+
+@pytest.mark.parametrize("form", ["folder", "a.zip", "a.tar.gz"])
+def test_an_empty_folder_is_a_subfolder(tmp_path, form):
+    path = tmp_path / form
+    if form == "folder":
+        (path / "top" / "empty").mkdir(parents=True)
+    elif form == "a.zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.mkdir("top/empty")
+    else:
+        with tarfile.open(path, "w:gz") as archive:
+            for name in (".", "./top", "./top/empty"):
+                entry = tarfile.TarInfo(name)
+                entry.type = tarfile.DIRTYPE
+                archive.addfile(entry)
+    files = archives.Files(path)
+    assert (files.names, files.subfolders(), files.subfolders("top/")) == ([], ["top"], ["empty"])
+
+
+def test_a_file_twice_in_a_tar_counts_once(tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        for content in (b"old", b"new"):
+            entry = tarfile.TarInfo("a.txt")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    files = archives.Files(path)
+    assert files.names == ["a.txt"] and files.read("a.txt") == b"new"
 
 
 def test_fingerprint_follows_names_sizes_and_times(tmp_path):

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mixmo_jax.augment import crop_and_flip, normalize
-from mixmo_jax.sampling import View
+from mixmo_jax.input_pipeline.augment import crop_and_flip, normalize
+from mixmo_jax.input_pipeline.plan import View
 
 # [M, B, H, W, C], not square so that rows and columns cannot be confused.
 SHAPE = (2, 9, 8, 12, 3)
@@ -59,13 +59,13 @@ def test_flip_mirrors_columns_and_twice_is_the_image():
 
 
 def test_padding_is_black():
-    """It is so before the normalisation, which makes it the most negative value."""
+    """It is so before the normalization, which makes it the most negative value."""
     white = jnp.full(SHAPE, 255, jnp.uint8)
-    cropped = np.asarray(crop_and_flip(white, make_view([1, 6], flip=False), 4))
+    cropped = crop_and_flip(white, make_view([1, 6], flip=False), 4)
     expected = np.full(SHAPE, 255, np.uint8)
     expected[:, :, :3] = 0  # three rows above the image
     expected[:, :, :, -2:] = 0  # two columns on the right of it
-    chex.assert_trees_all_equal(cropped, expected)
+    chex.assert_trees_all_equal(np.asarray(cropped), expected)
     normalized = normalize(cropped, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
     chex.assert_trees_all_close(normalized[0, 0, 0, 0], jnp.array([-2.5, -2.0, -1.5]))
 

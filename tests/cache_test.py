@@ -173,7 +173,7 @@ def test_arrays_and_meta_come_back(tmp_path):
 
 
 @pytest.mark.parametrize("text", [None, "", "{}", "[]", "null", '{"source": {}}', '{"source'])
-def test_a_cache_without_its_meta_data_is_not_used(tmp_path, text):
+def test_a_cache_without_its_metadata_is_not_used(tmp_path, text):
     cache.load(tmp_path, "x", SOURCE, build_seven)
     np.save(tmp_path / "x" / "seven.npy", np.zeros(3))
     np.save(tmp_path / "x" / "more.npy", np.zeros(3))
@@ -183,6 +183,18 @@ def test_a_cache_without_its_meta_data_is_not_used(tmp_path, text):
     arrays, _ = cache.load(tmp_path, "x", SOURCE, build_seven)
     assert {name: array.tolist() for name, array in arrays.items()} == {"seven": [7, 7, 7]}
     assert len(finished_caches(tmp_path)) == 1
+
+
+def test_a_cache_of_an_older_format_is_not_used(folder, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "_FORMAT", cache._FORMAT - 1)
+        before = all_images(load(folder))
+    (built,) = finished_caches(folder / ".mixmo_jax")
+    images = np.load(built / "train_images.npy", mmap_mode="r+")
+    images[:] = 0
+    images.flush()
+    np.testing.assert_array_equal(all_images(load(folder)), before)
+    assert finished_caches(folder / ".mixmo_jax") == [built]
 
 
 @pytest.mark.parametrize(

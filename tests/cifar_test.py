@@ -1,5 +1,6 @@
 """CIFAR-10 and CIFAR-100 in the forms in which they are published."""
 
+import codecs
 import io
 import os
 import pathlib
@@ -11,6 +12,8 @@ import pytest
 
 from mixmo_jax import config as config_lib
 from mixmo_jax import datasets
+from mixmo_jax.datasets import cifar
+from mixmo_jax.datasets.archives import Files
 from mixmo_jax.errors import InputError
 
 KINDS = ("cifar10", "cifar100")
@@ -136,7 +139,7 @@ def refused(kind: str, path: pathlib.Path) -> str:
 
 
 def check(kind: str, data: datasets.Dataset) -> None:
-    """Holds a data set against the images that were written, bit by bit."""
+    """Compares a dataset with the images that were written, bit by bit."""
     assert data.class_names == tuple(NAMES)
     for name, split in (("train", data.train), ("test", data.test)):
         parts = make_split(kind, name)
@@ -209,6 +212,13 @@ def test_a_pickle_that_calls_anything_is_refused(tmp_path, call, place):
     assert sorted(f.name for f in tmp_path.iterdir()) == [path.name]
 
 
+def test_a_pickle_of_another_encoding_is_refused(tmp_path):
+    files = members("cifar100", "python")
+    files["cifar-100-python/meta"] = pickled({b"x": Call(codecs.encode, "x", "rot13")})
+    message = refused("cifar100", write_archive(tmp_path, files))
+    assert message.endswith("refused to load: the pickle asks for the encoding 'rot13'")
+
+
 def test_a_refusal_is_one_line(tmp_path):
     files = members("cifar100", "python")
     module = b"os\nerror: x"
@@ -223,7 +233,7 @@ def test_an_archive_cut_off(tmp_path, form):
     path = write_archive(tmp_path, members("cifar100", form))
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    assert "truncated or corrupt" in refused("cifar100", path)
+    assert ": damaged: " in refused("cifar100", path)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -232,7 +242,7 @@ def test_an_archive_with_a_changed_byte(tmp_path, form):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1  # amid the pixels
     path.write_bytes(content)
-    assert "truncated or corrupt" in refused("cifar100", path)
+    assert ": damaged: " in refused("cifar100", path)
 
 
 @pytest.mark.parametrize(
@@ -336,6 +346,53 @@ def test_a_pickle_without_images(tmp_path, form):
     assert "train" in refused("cifar100", write_archive(tmp_path, files))
 
 
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("numpy", "ndarray"), ("numpy", "dtype"), ("numpy.core.multiarray", "_reconstruct")],
+)
+@pytest.mark.parametrize("state", ["", "None", "(1, 2)", "(1, (3072,), None, 0, b'')"])
+def test_a_pickled_array_that_is_damaged(tmp_path, module, name, state):
+    """NumPy itself would crash on some."""
+    files = members("cifar100", "python")
+    pixels = f"c{module}\n{name}\n)R".encode()
+    if state:
+        pixels += pickle.dumps(eval(state), 0)[:-1] + b"b"
+    files["cifar-100-python/train"] = (
+        b"("
+        + pickle.dumps(b"data", 3)[2:-1]
+        + pixels
+        + pickle.dumps(b"fine_labels", 3)[2:-1]
+        + b"(lK\x00ad."
+    )
+    assert "train: " in refused("cifar100", write_archive(tmp_path, files))
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_pickled_arrays_in_both_orders(tmp_path, order):
+    files = members("cifar100", "python")
+    entry = {b"data": make_split("cifar100", "train")[0][0].transpose(0, 3, 1, 2).reshape(7, -1)}
+    entry[b"data"] = np.asarray(entry[b"data"], order=order)
+    entry[b"fine_labels"] = make_split("cifar100", "train")[0][1]
+    files["cifar-100-python/train"] = pickled(entry)
+    write_archive(tmp_path, files)
+    check("cifar100", load("cifar100", tmp_path))
+
+
+def test_random_damage_to_a_pickle_is_named(tmp_path):
+    """Whatever it leads to; what can be read all the same is not pixels of another shape."""
+    rng = np.random.default_rng(0)
+    content = pickled({b"data": PIXELS[:, :64], b"fine_labels": [0, 1]}, "python2")
+    (tmp_path / "train").write_bytes(content)
+    files = Files(tmp_path)
+    for _ in range(500):
+        damaged = bytearray(content)
+        for place in rng.integers(len(content), size=2):
+            damaged[place] = rng.integers(256)
+        (tmp_path / "train").write_bytes(damaged)
+        with pytest.raises(InputError, match="train: "):
+            cifar._read_pickle(files, "train", cifar._CIFAR100)
+
+
 @pytest.mark.parametrize("names", [None, "apple", [1, 2, 3, 4, 5], {}])
 def test_class_names_of_something_else(tmp_path, names):
     files = members("cifar100", "python")
@@ -343,7 +400,7 @@ def test_class_names_of_something_else(tmp_path, names):
     assert "expected a list of class names" in refused("cifar100", write_archive(tmp_path, files))
 
 
-def test_images_are_upright_and_in_colour(tmp_path):
+def test_images_are_upright_and_in_color(tmp_path):
     """Planes of red, green and blue follow each other, each row by row."""
     image = np.zeros((3, 32, 32), np.uint8)
     image[0, :16] = 200  # red above

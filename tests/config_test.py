@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from mixmo_jax.configs import common
 
 from mixmo_jax import config as config_lib
+from mixmo_jax.configs import common
 from mixmo_jax.errors import InputError
 
 CONFIGS = ("digits", "cifar10", "cifar100", "tiny_imagenet")
@@ -47,10 +47,10 @@ def test_methods(method, expected):
         config.batch_repetitions,
         config.mixmo.block,
         config.mixmo.alpha,
-        config.mixmo.root,
+        config.mixmo.weight_root,
         config.msda.method,
     )
-    assert (config.mixmo.prob, config.msda.prob, config.msda.beta) == (0.5, 0.5, 1.0)
+    assert (config.mixmo.patch_prob, config.msda.prob, config.msda.beta) == (0.5, 0.5, 1.0)
 
 
 def test_overrides():
@@ -102,17 +102,19 @@ def test_json_round_trip(name):
         ("model.dtype=int8", r"model.dtype='int8': expected one of auto"),
         ("seed=-1", r"seed=-1: expected an integer from 0"),
         ("num_epochs=1.5", r"num_epochs=1.5: expected an integer >= 1"),
-        ("mixmo.alpha=-1", r"mixmo.alpha=-1.0: expected a number from 0 to 1e"),
-        ("mixmo.alpha=nan", r"mixmo.alpha=nan: expected a number from 0 to 1e"),
-        ("mixmo.root=0", r"mixmo.root=0.0: expected a number > 0"),
-        ("mixmo.prob=1.01", r"mixmo.prob=1.01: expected a number from 0 to 1"),
+        ("mixmo.alpha=-1", r"mixmo.alpha=-1.0: expected 0, or a number from 0.001"),
+        ("mixmo.alpha=nan", r"mixmo.alpha=nan: expected 0, or a number from 0.001"),
+        ("mixmo.alpha=1e-9", r"mixmo.alpha=1e-09: expected 0, or a number from 0.001"),
+        ("msda.beta=1e-9", r"msda.beta=1e-09: expected a number from 0.001 to 1e"),
+        ("mixmo.weight_root=0", r"mixmo.weight_root=0.0: expected a number > 0"),
+        ("mixmo.patch_prob=1.01", r"mixmo.patch_prob=1.01: expected a number from 0 to 1"),
         ("dataset.std=0.2,0,0.2", r"dataset.std=.*: expected a tuple of numbers > 0"),
         ("dataset.mean=a,b,c", r"dataset.mean=.*: expected a tuple of numbers"),
         ("dataset.flip=perhaps", r"dataset.flip=perhaps: expected True or False"),
         ("optimizer.decay_epochs=20,10", r"decay_epochs=\(20, 10\): expected epochs in rising"),
         ("optimizer.learning_rate=inf", r"learning_rate=inf: expected a number > 0"),
         ("batch_size=10", r"batch_size=10: expected a multiple of batch_repetitions=4"),
-        ("mixmo.prob_until=1", r"mixmo.prob_until=1.0: expected a number >= 0 and < 1"),
+        ("mixmo.patch_prob_until=1", r"mixmo.patch_prob_until=1.0: expected a number >= 0 and < 1"),
         ("method=cutmix", r"^method: cannot be set alone; choose it by --config=FILE:METHOD"),
         ("num_epoch=3", r"num_epoch: no such config field; did you mean num_epochs"),
         ("model.widht=3", r"model.widht: no such config field; did you mean model.width"),
@@ -129,7 +131,7 @@ def test_wrong_overrides(override, message):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("nowhere.py", "config=nowhere.py: no such file; the package brings cifar10, cifar100"),
+        ("nowhere.py", "config=nowhere.py: no such file; the package has cifar10, cifar100"),
         ("digits:mixmoo", "method='mixmoo': expected one of vanilla, mixup"),
     ],
 )
@@ -142,9 +144,9 @@ def test_wrong_specs(spec, message):
     ("code", "message"),
     [
         ("x = ", "SyntaxError"),
-        ("x = 1", "AttributeError: .*get_config"),
+        ("x = 1", "expected a function get_config"),
+        ("import nothing_like_it", "ModuleNotFoundError: No module named"),
         ("def get_config(): return 3", "get_config returned int"),
-        ("def get_config(): return 1 / 0", "ZeroDivisionError: division by zero"),
         (
             "from mixmo_jax.configs import common\n"
             "def get_config():\n"
@@ -184,9 +186,9 @@ def test_whole_numbers_are_numbers_but_not_booleans():
 
 
 def test_fields_that_an_older_version_did_not_write():
-    _, config = config_lib.parse("digits:mimo", ["--config.mixmo.prob=0.7"])
+    _, config = config_lib.parse("digits:mimo", ["--config.mixmo.patch_prob=0.7"])
     fields = json.loads(config_lib.to_json(config))
-    del fields["mixmo"]["prob_until"], fields["evaluation"]
+    del fields["mixmo"]["patch_prob_until"], fields["evaluation"]
     assert config_lib.from_json(json.dumps(fields)) == config
 
 
@@ -199,10 +201,11 @@ def test_a_colon_in_a_path(tmp_path):
     assert (name, config.method) == ("mine", "mimo")
 
 
-def test_a_config_file_that_ends_the_process(tmp_path):
-    (tmp_path / "ends.py").write_text("raise SystemExit(3)")
-    with pytest.raises(InputError, match=r"ends.py: SystemExit: 3"):
-        config_lib.parse(str(tmp_path / "ends.py"))
+def test_defects_of_a_config_file_keep_their_traceback(tmp_path):
+    """It is the code of its author, who wants to know the line."""
+    (tmp_path / "defect.py").write_text("def get_config(): return 1 / 0")
+    with pytest.raises(ZeroDivisionError):
+        config_lib.parse(str(tmp_path / "defect.py"))
 
 
 def test_paths_of_the_data_become_absolute(tmp_path, monkeypatch):

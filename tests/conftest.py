@@ -1,15 +1,40 @@
 """Settings for all tests."""
 
+import os
 import pathlib
 
+# Two simulated devices for all tests. XLA takes the last of two equal flags: one that is set stays.
+os.environ["XLA_FLAGS"] = (
+    f"--xla_force_host_platform_device_count=2 {os.environ.get('XLA_FLAGS', '')}".strip()
+)
+
+import beartype
 import jax
 import pytest
+from jaxtyping import install_import_hook
 
 _ROOT = pathlib.Path(__file__).parent.parent
 
 # Networks compile once for all tests and for the processes that they start.
 jax.config.update("jax_compilation_cache_dir", str(_ROOT / ".pytest_cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+# No dtype or rank is promoted in silence.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def typecheck(function):
+    """Checks functions at every call, but no dataclass: JAX fills them with leaves of any kind."""
+    return function if function.__name__ == "__init__" else beartype.beartype(function)
+
+
+# Shapes and dtypes of what these modules' functions take and return are checked in all tests. It
+# comes before whatever imports the modules.
+install_import_hook(
+    ["mixmo_jax.mixing", "mixmo_jax.input_pipeline", "mixmo_jax.training.losses"],
+    "conftest.typecheck",
+)
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +59,8 @@ def other_run(tmp_path_factory) -> pathlib.Path:
 
 
 def _train_digits(folder: pathlib.Path, seed: int) -> pathlib.Path:
-    from mixmo_jax import config, runs
+    from mixmo_jax import config
+    from mixmo_jax.train import train
 
     fields = {
         "seed": seed,
@@ -45,5 +71,5 @@ def _train_digits(folder: pathlib.Path, seed: int) -> pathlib.Path:
         "optimizer.learning_rate": 0.1,
     }
     overrides = [f"--config.{name}={value}" for name, value in fields.items()]
-    runs.train(config.parse("digits", overrides)[1], folder)
+    train(config.parse("digits", overrides)[1], folder)
     return folder

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 import mixmo_jax
-from mixmo_jax import datasets, metrics, workdir
-from mixmo_jax.corruptions import score_corruptions
+from mixmo_jax import datasets
 from mixmo_jax.errors import InputError
+from mixmo_jax.evaluation import metrics
+from mixmo_jax.evaluation.corruptions import score_corruptions
 from mixmo_jax.main import main
+from mixmo_jax.runs import workdir
+from mixmo_jax.runs.metric_writer import RESULTS
 
 SEVERITIES = ["1", "2", "3", "4", "5"]
 N = 40  # images of a severity
@@ -62,7 +65,7 @@ def test_each_severity_has_the_scores_of_its_images(folder, ensemble):
         assert list(results[name]) == [*SEVERITIES, "mean"]
         for i, severity in enumerate(SEVERITIES):
             part = slice(N * i, N * (i + 1))
-            expected = metrics.plain_scores(fake_logits(images[part]), labels[part], ensemble)
+            expected = metrics.ensemble_metrics(fake_logits(images[part]), labels[part], ensemble)
             chex.assert_trees_all_equal(results[name][severity], expected)
 
 
@@ -135,13 +138,14 @@ LABELS = np.zeros(5 * N, np.int64)
         (save("noise.npy", IMAGES[:, 1:]), r"noise.npy: uint8 \(200, 7, 8, 1\), expected uint8"),
         (save("noise.npy", IMAGES[:-1]), r"noise.npy: uint8 \(199, 8, 8, 1\), expected uint8"),
         (save("noise.npy", IMAGES / 2), r"noise.npy: float64 \(200, 8, 8, 1\), expected uint8"),
-        (save("noise.npy", np.array({})), r"noise.npy: cannot be read"),
-        (write("noise.npy", b""), r"noise.npy: cannot be read"),
-        (write("noise.npy", b"not an array"), r"noise.npy: cannot be read"),
-        (write("noise.npy", b"PK\x03\x04 not a zip"), r"noise.npy: cannot be read"),
-        (zipped("noise.npy"), r"noise.npy"),
-        (zipped("labels.npy"), r"labels.npy"),
-        (truncate, r"noise.npy: cannot be read"),
+        (save("noise.npy", np.array({})), r"noise.npy: damaged: ValueError"),
+        (write("noise.npy", b""), r"noise.npy: damaged: ValueError"),
+        (write("noise.npy", b"not an array"), r"noise.npy: damaged: ValueError"),
+        (write("noise.npy", b"PK\x03\x04 not a zip"), r"noise.npy: damaged: ValueError"),
+        (zipped("noise.npy"), r"noise.npy: damaged: ValueError"),
+        (zipped("labels.npy"), r"labels.npy: damaged: ValueError"),
+        (write("noise.npy", b"\x93NUMPY\1\0\x04\0{('\n"), r"noise.npy: damaged: "),
+        (truncate, r"noise.npy: damaged: ValueError"),
     ],
 )
 def test_damaged_folder_is_named(folder, damage, message):
@@ -190,19 +194,19 @@ def test_command_line_scores_corruptions_of_one_run(folder, copies, test_split, 
     assert main(["", "--mode=evaluate", f"--workdir={copies[0]}", f"--corruptions={folder}"]) == 0
     results = json.loads((copies[0] / workdir.CORRUPTIONS).read_text())
     logits = mixmo_jax.load(copies[0]).logits(test_split.images[:N])
-    clean = metrics.plain_scores(logits, test_split.labels[:N])
+    clean = metrics.ensemble_metrics(logits, test_split.labels[:N])
     expected = {name: value for name, value in clean.items() if np.isfinite(value)}
     found = {name: results["darkness"]["1"][name] for name in expected}  # divided by 1
     chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_command_line_scores_an_ensemble(copies, test_split, capsys):
-    before = (copies[0] / workdir.RESULTS).read_text()
+    before = (copies[0] / RESULTS).read_text()
     assert main(["", "--mode=evaluate", f"--workdir={copies[0]},{copies[1]}"]) == 0
     output = capsys.readouterr().out
     results = json.loads((copies[0] / workdir.ENSEMBLE).read_text())
     logits = mixmo_jax.load(copies).logits(test_split.images)
-    expected = metrics.plain_scores(logits, test_split.labels)
+    expected = metrics.ensemble_metrics(logits, test_split.labels)
     chex.assert_trees_all_close(results["scores"], expected, rtol=1e-4)
     assert results["runs"] == [str(copy) for copy in copies]
     assert results["scores"].keys() == results["scaled_scores"].keys()
@@ -211,7 +215,7 @@ def test_command_line_scores_an_ensemble(copies, test_split, capsys):
     assert (copies[0] / "ensemble.png").stat().st_size > 5000
     for name in ("accuracy", "accuracy member3", "brier", "tace", "auroc", "disagreement"):
         assert f"  {name} " in output
-    assert (copies[0] / workdir.RESULTS).read_text() == before
+    assert (copies[0] / RESULTS).read_text() == before
 
 
 def test_an_ensemble_of_runs_with_other_test_images_is_warned_of(copies, capsys):

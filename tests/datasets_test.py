@@ -1,15 +1,18 @@
-"""What all data sources have in common, and the digits."""
+"""The registry, what all datasets have in common, and the digits."""
 
 import collections
+import subprocess
+import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mixmo_jax import config as config_lib
 from mixmo_jax import datasets
-from mixmo_jax.augment import normalize
 from mixmo_jax.datasets.dataset import Rows, Split, stratified_split
 from mixmo_jax.errors import InputError
+from mixmo_jax.input_pipeline.augment import normalize
 
 
 @pytest.fixture
@@ -29,7 +32,7 @@ def source(monkeypatch):
     """Makes the digits something else."""
 
     def replace(splits: dict[str, Split], class_names: list[str]) -> None:
-        monkeypatch.setattr(datasets.digits, "load", lambda: (dict(splits), class_names))
+        monkeypatch.setitem(datasets.DATASETS, "digits", lambda config: (splits, class_names))
 
     return replace
 
@@ -60,7 +63,7 @@ def test_digits_are_always_split_alike(config, seed):
 
 def test_measured_statistics(config):
     data = datasets.load(config)
-    images = np.asarray(normalize(data.train.images, data.mean, data.std))
+    images = np.asarray(normalize(jnp.asarray(data.train.images), data.mean, data.std))
     assert abs(images.mean()) < 1e-5
     assert abs(images.std() - 1) < 1e-5
 
@@ -117,10 +120,41 @@ def test_flat_images_have_no_deviation(config, source):
     assert datasets.load(config).mean == (pytest.approx(7 / 255),)
 
 
-def test_unknown_source(config):
+def test_an_unknown_name(config, monkeypatch):
+    monkeypatch.setitem(datasets.DATASETS, "mine", None)
     config.name = "imagenet"
-    known = "digits, cifar10, cifar100, tiny_imagenet, image_folder"
+    known = "digits, cifar10, cifar100, tiny_imagenet, image_folder, mine"
     with pytest.raises(InputError, match=rf"^dataset\.name='imagenet': expected one of {known}$"):
+        datasets.load(config)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64])
+@pytest.mark.parametrize("has_test", [False, True])
+def test_a_loader_of_ones_own(config, monkeypatch, dtype, has_test):
+    asked = []
+
+    def load_mine(fields):
+        asked.append((fields.name, fields.data_dir))
+        images, labels = GOOD.images, GOOD.labels.astype(dtype)
+        names = ("train", "test") if has_test else ("train",)
+        return {name: datasets.Split(images, labels) for name in names}, ["cat", "dog"]
+
+    monkeypatch.setitem(datasets.DATASETS, "mine", load_mine)
+    config.name, config.data_dir, config.test_fraction = "mine", "somewhere", 0.3
+    data = datasets.load(config)
+    assert asked == [("mine", "somewhere")]
+    assert data.class_names == ("cat", "dog")
+    assert (len(data.train), len(data.test)) == ((6, 6) if has_test else (4, 2))
+    assert data.train.labels.dtype == data.test.labels.dtype == np.int32
+
+
+@pytest.mark.parametrize(
+    ("names", "found"), [([], ""), (["test"], "test"), (["train", "val"], "train, val")]
+)
+def test_a_loader_of_other_splits(config, source, names, found):
+    source(dict.fromkeys(names, GOOD), ["a", "b"])
+    expected = rf"^digits: splits {found}: expected train and perhaps test and validation$"
+    with pytest.raises(InputError, match=expected):
         datasets.load(config)
 
 
@@ -141,6 +175,7 @@ GOOD = make_split([3, 3])
         (GOOD.images, GOOD.labels[:5], r"6 images, but labels \(5,\)"),
         (GOOD.images, GOOD.labels[:, None], r"6 images, but labels \(6, 1\)"),
         (GOOD.images[:0], GOOD.labels[:0], r"0 images, but labels \(0,\)"),
+        (GOOD.images, GOOD.labels / 2, "labels are float64, expected integers"),
         (GOOD.images, GOOD.labels - 1, "a label -1, but 2 classes"),
         (GOOD.images, GOOD.labels + 1, "a label 2, but 2 classes"),
     ],
@@ -201,8 +236,8 @@ def test_a_part_of_the_images_for_training_can_be_set_apart(config):
     np.testing.assert_array_equal(data.test.images, whole.test.images)
     parts = collections.Counter(identities(data.train) + identities(data.validation))
     assert parts == collections.Counter(identities(whole.train))
-    share = np.bincount(data.validation.labels) / np.bincount(whole.train.labels)
-    np.testing.assert_allclose(share, 0.1, atol=0.005)
+    fraction = np.bincount(data.validation.labels) / np.bincount(whole.train.labels)
+    np.testing.assert_allclose(fraction, 0.1, atol=0.005)
 
 
 def test_the_seed_decides_what_is_set_apart(config):
@@ -279,6 +314,27 @@ def test_a_subset_of_a_subset_shares_the_images():
     assert np.asarray(subset.images)[1].tolist() == np.full((2, 3, 1), 99).tolist()
 
 
+def test_a_digest_tells_splits_apart():
+    split = make_split([1500, 20])
+    digest = split.digest()
+    assert len(digest) == 64 and digest == split.subset(np.arange(1520)).digest()
+    other_images = Split(255 - split.images, split.labels)
+    other_labels = Split(split.images, 1 - split.labels)
+    fewer = split.subset(np.arange(1519))
+    assert len({s.digest() for s in (split, other_images, other_labels, fewer)}) == 4
+
+
+def test_importing_is_cheap():
+    """What only some datasets need is imported with them."""
+    code = (
+        "import sys, mixmo_jax.datasets; print(*{name.partition('.')[0] for name in sys.modules})"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    imported = set(output.split())
+    assert "mixmo_jax" in imported
+    assert not imported & {"PIL", "sklearn", "scipy", "tensorflow", "tensorflow_datasets"}
+
+
 def test_a_subset_in_memory_is_an_array_of_its_own():
     split = Split(ARRAY[..., None].copy(), np.arange(5, dtype=np.int32))
     kept = split.subset(np.array([4, 2])).in_memory()
@@ -288,11 +344,10 @@ def test_a_subset_in_memory_is_an_array_of_its_own():
     assert kept.labels.tolist() == [4, 2]
 
 
-def test_validation_needs_images_to_spare(config, monkeypatch):
-    splits, names = datasets.digits.load()
+def test_validation_needs_images_to_spare(config, source):
+    splits, names = datasets.digits.load(config)
     first = [int(np.flatnonzero(splits["train"].labels == k)[0]) for k in range(10)]
-    one_each = {**splits, "train": splits["train"].subset(np.array(first)).in_memory()}
-    monkeypatch.setattr(datasets.digits, "load", lambda: (one_each, names))
+    source({**splits, "train": splits["train"].subset(np.array(first)).in_memory()}, names)
     config.validation_fraction = 0.2
     with pytest.raises(InputError, match="validation: no class has a training image to spare"):
         datasets.load(config)

@@ -1,8 +1,9 @@
 """Trains a few steps in float64 on all devices of this process and saves what came out.
 
-Run by train_test.py with different numbers of simulated devices.
+Run by loop_test.py with different numbers of simulated devices.
 """
 
+import itertools
 import pathlib
 import sys
 
@@ -11,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixmo_jax import config as config_lib
-from mixmo_jax import datasets, devices, sampling, streaming
-from mixmo_jax.evaluate import make_logits_fn
+from mixmo_jax import datasets, devices
+from mixmo_jax.evaluation.logits import make_logits_fn
+from mixmo_jax.input_pipeline.streaming import create_feed
 from mixmo_jax.models import wide_resnet
-from mixmo_jax.train import Trainer, make_train_step, make_update_fn
+from mixmo_jax.training.loop import Trainer
+from mixmo_jax.training.step import make_train_step, make_update_fn
 
 
 def main(output: str) -> None:
@@ -39,32 +42,35 @@ def main(output: str) -> None:
         if name in ("params", "batch_stats", "opt_state")
     }
     arrays = {"devices": jax.device_count()}
-    for streamed in (False, True) if jax.device_count() > 1 else (False,):
-        end, losses = train(trainer, model, state.replace(**wide), streamed)
-        where = "streamed" if streamed else "resident"
-        arrays[f"{where}_losses"] = losses
+    for placement in ("device", "host") if jax.device_count() > 1 else ("device",):
+        end, losses = train(trainer, model, state.replace(**wide), placement)
+        arrays[f"{placement}_losses"] = losses
         for path, leaf in jax.tree.leaves_with_path(end.variables):
-            arrays[where + jax.tree_util.keystr(path)] = leaf
+            arrays[placement + jax.tree_util.keystr(path)] = leaf
     # As many images as no number of devices divides.
     images = trainer.dataset.test.images[:37]
-    arrays["logits"] = make_logits_fn(model, lambda x: x / 255.0, 10)(end.variables, images)
+    arrays["logits"] = make_logits_fn(model, batch_size=10, mean=(0.0,), std=(1.0,))(
+        end.variables, images
+    )
     np.savez(output, **arrays)
 
 
-def train(trainer, model, state, streamed: bool):
+def train(trainer, model, state, placement: str):
     """Six steps, the images on the devices or streamed to them; returns state and losses."""
-    step = make_train_step(model, trainer.tx, trainer.plan_fn, trainer.batch_fn, streamed=streamed)
-    update = make_update_fn(step, streamed=streamed)
-    split = trainer.dataset.train
-    order = devices.place(sampling.epoch_order(state.key, 1, len(split)))
-    if streamed:
-        stream = streaming.make_stream_fn(trainer.plan_fn, split, trainer.steps_per_epoch)
-        parts = stream(state.key, 1, [1] * 6)
-    else:
-        parts = [devices.place(split)] * 6
-    state, losses = devices.replicate(state), []
-    for data in parts:
-        state, loss = update(state, data, order, 1)
+    split, steps = trainer.dataset.train, trainer.steps_per_epoch
+    feed = create_feed(placement, trainer.plan_fn, split, steps, steps_per_call=1)
+    step = make_train_step(
+        model,
+        trainer.tx,
+        plan_fn=trainer.plan_fn,
+        fetch_fn=feed.fetch,
+        batch_fn=trainer.batch_fn,
+    )
+    update = make_update_fn(step)
+    calls = feed.calls(state.key, 1)
+    state, losses = devices.replicate_for_pmap(state), []
+    for call in itertools.islice(calls, 6):
+        state, loss = update(state, *call)
         losses.append(loss[0, 0])
     return devices.unreplicate(state), np.stack(losses)
 

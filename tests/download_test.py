@@ -10,6 +10,7 @@ import tarfile
 import threading
 import time
 import urllib.request
+import zipfile
 
 import numpy as np
 import pytest
@@ -167,10 +168,12 @@ def test_without_a_server_the_file_to_put_is_named(tmp_path, nowhere):
 def test_a_look_up_that_hangs_fails_within_seconds(tmp_path, monkeypatch):
     released = threading.Event()
     monkeypatch.setattr(urllib.request, "urlopen", lambda *args, **kwargs: released.wait(30))
+    assert download_lib._CONNECT_SECONDS <= 5
+    monkeypatch.setattr(download_lib, "_CONNECT_SECONDS", 0.2)
     start = time.monotonic()
     with pytest.raises(InputError, match=r"put tiny-imagenet-200\.zip there.*no answer"):
         tiny_imagenet.TINY_IMAGENET.locate(str(tmp_path))
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 2
     released.set()
     assert list(tmp_path.iterdir()) == []
 
@@ -183,6 +186,71 @@ def test_what_is_there_is_not_downloaded(tmp_path, nowhere, name, place):
     (tmp_path / place / name).write_text("x")
     assert source.locate(str(tmp_path)) == tmp_path / place / name
     assert source.locate(str(tmp_path / place / name)) == tmp_path / place / name
+
+
+@pytest.mark.parametrize("place", ["missing", "file/missing", "link"])
+def test_a_given_folder_that_does_not_exist_is_not_downloaded_to(tmp_path, monkeypatch, place):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to("link")
+    monkeypatch.setattr("mixmo_jax.datasets.source.download", lambda *args: 1 / 0)
+    expected = f"^dataset.data_dir='{tmp_path / place}': cannot be read: .*; expected a folder or"
+    with pytest.raises(InputError, match=expected):
+        cifar.CIFAR10.locate(str(tmp_path / place))
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["file", "link"]
+
+
+def test_the_default_folder_is_made(tmp_path, monkeypatch, serve):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "new"))
+    source = dataclasses.replace(cifar.CIFAR10, url=serve(WHOLE))
+    assert source.locate("") == tmp_path / "new" / "images.tar.gz"
+    assert (tmp_path / "new" / "images.tar.gz").read_bytes() == BODY
+
+
+def write_names(path: pathlib.Path, names: list[str]) -> None:
+    """Writes an archive of empty files."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix.lower() == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name in names:
+                archive.writestr(name, "")
+    else:
+        with tarfile.open(path, "w" if path.suffix == ".tar" else "w:gz") as archive:
+            for name in names:
+                archive.addfile(tarfile.TarInfo(name))
+
+
+LAYOUTS = [(cifar.CIFAR10, form) for form in cifar.CIFAR10.archived]
+LAYOUTS += [(cifar.CIFAR100, form) for form in cifar.CIFAR100.archived]
+LAYOUTS += [(tiny_imagenet.TINY_IMAGENET, form) for form in tiny_imagenet.TINY_IMAGENET.archived]
+
+
+@pytest.mark.parametrize("top", ["", "./", "top/", "a/b/"])
+@pytest.mark.parametrize("ending", [".zip", ".tar", ".tar.gz", ".tgz", ".ZIP"])
+@pytest.mark.parametrize(("source", "form"), LAYOUTS)
+def test_an_archive_of_any_name_is_found_by_what_it_holds(
+    tmp_path, nowhere, source, form, ending, top
+):
+    for other, files in LAYOUTS:
+        if other is not source:
+            write_names(tmp_path / "another.zip", files)
+    write_names(tmp_path / "parts.zip", [f"{i}/{name}" for i, name in enumerate(form)])
+    (tmp_path / "folder.zip").mkdir()
+    (tmp_path / "notes.txt").write_text("x")
+    path = tmp_path / "downloads" / "manual" / f"mine{ending}"
+    write_names(path, [f"{top}{name}" for name in ("readme", *form)])
+    source = dataclasses.replace(source, url=nowhere)
+    assert source.locate(str(tmp_path)) == path
+    (tmp_path / source.candidates[-1]).mkdir()
+    assert source.locate(str(tmp_path)) == tmp_path / source.candidates[-1]
+
+
+def test_a_damaged_archive_of_another_name_is_mentioned(tmp_path, capfd, nowhere):
+    (tmp_path / "a.zip").write_text("x")
+    write_names(tmp_path / "b.zip", list(cifar.CIFAR100.archived[0]))
+    source = dataclasses.replace(cifar.CIFAR100, url=nowhere)
+    assert source.locate(str(tmp_path)) == tmp_path / "b.zip"
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {tmp_path / 'a.zip'}: damaged: ") and "; ignored" in line
 
 
 @pytest.mark.parametrize("setting", ["TFDS_DATA_DIR", "HOME"])
@@ -222,7 +290,7 @@ def use(monkeypatch):
 
     def replace(**fields):
         source = dataclasses.replace(cifar.CIFAR100, **fields)
-        monkeypatch.setitem(datasets._SOURCES, "cifar100", source)
+        monkeypatch.setitem(datasets.DATASETS, "cifar100", source)
 
     return replace
 
@@ -239,6 +307,14 @@ def test_a_missing_archive_is_downloaded_once_and_loaded(tmp_path, serve, use, n
     assert sorted(f.name for f in tmp_path.iterdir()) == [".mixmo_jax", "cifar-100-binary.tar.gz"]
 
 
+@pytest.mark.parametrize("name", ["mine.tar.gz", "downloads/manual/cifar.tgz"])
+def test_an_archive_of_another_name_is_loaded(tmp_path, use, nowhere, name):
+    use(url=nowhere)
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(archive_of_noise())
+    assert load(tmp_path).class_names == ("apple", "bear")
+
+
 @pytest.mark.parametrize("method", ["md5", "sha256"])
 def test_an_archive_of_the_official_size_has_the_official_content(tmp_path, use, method):
     file = tmp_path / "cifar-100-binary.tar.gz"
@@ -246,7 +322,7 @@ def test_an_archive_of_the_official_size_has_the_official_content(tmp_path, use,
     digest = hashlib.new(method, file.read_bytes()).hexdigest()
     wrong = digest[::-1]
     use(official=(Official(file.stat().st_size, wrong),))
-    with pytest.raises(InputError, match=f"corrupt: {method} is {digest}, expected {wrong}"):
+    with pytest.raises(InputError, match=f"damaged: {method} is {digest}, expected {wrong}"):
         load(tmp_path)
     assert not (tmp_path / ".mixmo_jax").exists()
     use(official=(Official(file.stat().st_size, digest),))

@@ -79,9 +79,9 @@ def test_folded_file_is_smaller_than_that_of_the_members(tmp_path, finished_run)
 def test_side_file_names_the_classes(tmp_path, finished_run):
     assert export_to(tmp_path / "model.stablehlo", f"--workdir={finished_run}") == 0
     assert {f.name for f in tmp_path.iterdir()} == {"model.stablehlo", "model.stablehlo.json"}
-    facts = json.loads((tmp_path / "model.stablehlo.json").read_text())
-    assert facts["class_names"] == list("0123456789")
-    assert facts["image_shape"] == [8, 8, 1]
+    description = json.loads((tmp_path / "model.stablehlo.json").read_text())
+    assert description["class_names"] == list("0123456789")
+    assert description["image_shape"] == [8, 8, 1]
 
 
 @pytest.mark.parametrize("output", ["no/folder", "file/model", "folder", "taken", ".", ""])
@@ -115,9 +115,20 @@ def test_links_stay_and_their_files_are_written(tmp_path, finished_run):
     assert (tmp_path / "link").is_symlink() and (tmp_path / "model").stat().st_size > 1000
 
 
-def test_several_runs_are_status_2(tmp_path, finished_run, capsys):
-    assert export_to(tmp_path / "model", f"--workdir={finished_run},{finished_run}") == 2
-    assert "expected one run" in capsys.readouterr().err
+def test_export_of_several_runs_and_of_probabilities(tmp_path, images, finished_run, other_run):
+    output, runs = tmp_path / "model", [finished_run, other_run]
+    flags = [f"--workdir={finished_run},{other_run}", "--ensemble=probabilities"]
+    assert export_to(output, *flags) == 0
+    exported = jax.export.deserialize(bytearray(output.read_bytes()))
+    expected = mixmo_jax.load(runs, ensemble="probabilities").predict_proba(images)
+    chex.assert_trees_all_close(np.asarray(exported.call(images)), expected, atol=1e-5)
+
+
+def test_probabilities_of_one_run_do_not_fold(tmp_path, finished_run, capsys):
+    flags = [f"--workdir={finished_run}", "--ensemble=probabilities"]
+    assert export_to(tmp_path / "model", *flags) == 2
+    assert "use --no_fold" in capsys.readouterr().err
+    assert export_to(tmp_path / "model", *flags, "--no_fold") == 0
 
 
 def test_no_run_is_status_2(tmp_path, capsys):

@@ -1,8 +1,10 @@
-"""Folders of images, one for each class."""
+"""Folders of images, one for each class, in a folder or an archive."""
 
 import collections
 import os
 import pathlib
+import tarfile
+import zipfile
 
 import numpy as np
 import pytest
@@ -60,7 +62,7 @@ def refused(data_dir: pathlib.Path, expected: str) -> str:
     with pytest.raises(InputError, match=expected) as caught:
         load(data_dir)
     assert "\n" not in str(caught.value)
-    caches = pathlib.Path(data_dir) / ".mixmo_jax"
+    caches = (data_dir if data_dir.is_dir() else data_dir.parent) / ".mixmo_jax"
     assert not caches.exists() or list(caches.iterdir()) == []
     return str(caught.value)
 
@@ -104,8 +106,8 @@ def test_a_single_tree_is_split(tmp_path, root, fraction):
     train = classes_by_pixels(data, data.train)
     test = classes_by_pixels(data, data.test)
     assert train | test == files and len(train) + len(test) == 35  # each image once
-    shares = collections.Counter(test.values())
-    assert shares == {name: round(fraction * count) for name, count in counts.items()}
+    taken = collections.Counter(test.values())
+    assert taken == {name: round(fraction * count) for name, count in counts.items()}
 
 
 def test_the_seed_decides_the_split(tmp_path):
@@ -172,14 +174,14 @@ def load_one(folder: pathlib.Path, image: Image.Image, size: int, ending="png", 
     return load(folder, image_size=size).train.images[0].astype(int)
 
 
-def assert_close(pixel, colour):
-    np.testing.assert_allclose(pixel, colour, atol=12)
+def assert_close(pixel, color):
+    np.testing.assert_allclose(pixel, color, atol=12)
 
 
 @pytest.mark.parametrize(
     ("width", "height"), [(64, 64), (16, 16), (96, 64), (64, 96), (9, 7), (300, 100)]
 )
-def test_images_are_scaled_and_their_centre_cropped(tmp_path, width, height):
+def test_images_are_scaled_and_their_center_cropped(tmp_path, width, height):
     image = load_one(tmp_path, picture(width, height), 32)
     assert image.shape == (32, 32, 3)
     assert_close(image[28, 3], RED)
@@ -215,7 +217,7 @@ TURNED = {
 
 @pytest.mark.parametrize("orientation", TURNED)
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
-def test_orientation_noted_by_a_camera_is_honoured(tmp_path, orientation, ending):
+def test_orientation_noted_by_a_camera_is_honored(tmp_path, orientation, ending):
     image = picture(48, 32)
     stored = image if TURNED[orientation] is None else image.transpose(TURNED[orientation])
     exif = Image.Exif()
@@ -227,10 +229,10 @@ def test_orientation_noted_by_a_camera_is_honoured(tmp_path, orientation, ending
     assert_close(loaded[28, 28], BLUE)
 
 
-# Pictures of one colour in many modes, and the colour.
+# Pictures of one color in many modes, and the color.
 MODES = {
-    "grey": (Image.new("L", (8, 8), 100), (100, 100, 100)),
-    "grey with alpha": (Image.new("LA", (8, 8), (100, 255)), (100, 100, 100)),
+    "gray": (Image.new("L", (8, 8), 100), (100, 100, 100)),
+    "gray with alpha": (Image.new("LA", (8, 8), (100, 255)), (100, 100, 100)),
     "black and white": (Image.new("1", (8, 8), 1), (255, 255, 255)),
     "16 bits": (Image.fromarray(np.full((8, 8), 100 * 257, np.uint16)), (100, 100, 100)),
     "palette": (Image.new("RGB", (8, 8), (0, 255, 0)).convert("P"), (0, 255, 0)),
@@ -240,10 +242,10 @@ MODES = {
 
 @pytest.mark.parametrize("mode", MODES)
 def test_images_of_all_modes_become_rgb(tmp_path, mode):
-    image, colour = MODES[mode]
+    image, color = MODES[mode]
     loaded = load_one(tmp_path, image, 8)
     assert loaded.shape == (8, 8, 3)
-    np.testing.assert_allclose(loaded, np.broadcast_to(colour, (8, 8, 3)), atol=6)
+    np.testing.assert_allclose(loaded, np.broadcast_to(color, (8, 8, 3)), atol=6)
 
 
 def test_a_print_in_cmyk_becomes_rgb(tmp_path):
@@ -261,55 +263,21 @@ def test_mean_and_deviation_are_measured(tmp_path):
 
 def test_no_folder_is_given():
     with pytest.raises(
-        InputError, match=r"^dataset\.data_dir='': expected a folder with one folder"
+        InputError, match=r"^dataset\.data_dir='': expected a folder or an archive$"
     ):
         load("")
 
 
 def test_the_folder_is_missing(tmp_path):
     missing = tmp_path / "missing"
-    refused(missing, rf"^dataset\.data_dir='{missing}': no such folder$")
+    refused(missing, rf"^dataset\.data_dir='{missing}': cannot be read: No such file")
 
 
 def test_a_file_instead_of_a_folder(tmp_path):
     file = save(noise(0), tmp_path / "image.png")
-    with pytest.raises(InputError, match=rf"^dataset\.data_dir='{file}': expected a folder"):
+    expected = rf"^{file}: damaged: .*; expected a folder or a complete zip or tar archive$"
+    with pytest.raises(InputError, match=expected):
         load(file)
-
-
-@pytest.mark.parametrize("root", ["", "train"])
-@pytest.mark.parametrize("count", [0, 1])
-def test_fewer_than_two_classes(tmp_path, root, count):
-    folder = tmp_path / root
-    folder.mkdir(exist_ok=True)
-    add_classes(folder, dict.fromkeys(["ant", "owl"][:count], 3))
-    refused(tmp_path, f"^{folder}: expected a folder of images for each class, 2 or more$")
-
-
-@pytest.mark.parametrize("root", ["", "train", "test"])
-def test_a_class_without_images(tmp_path, root):
-    if root:
-        add_classes(tmp_path / "train", {"ant": 2, "bee": 2, "owl": 2})
-    folder = tmp_path / root
-    add_classes(folder, {"ant": 2, "owl": 2})
-    for file in (folder / "owl").iterdir():
-        file.rename(file.with_suffix(".txt"))
-    refused(tmp_path, rf"^{folder / 'owl'}: no images \(\.png")
-
-
-@pytest.mark.parametrize("name", ["test", "val"])
-def test_a_class_that_is_only_tested(tmp_path, name):
-    add_classes(tmp_path / "train", {"ant": 2, "owl": 2})
-    add_classes(tmp_path / name, {"ant": 2, "bee": 2})
-    folder = tmp_path / name / "bee"
-    refused(tmp_path, f"^{folder}: there is no such class in {tmp_path / 'train'}$")
-
-
-def test_folders_for_testing_alone(tmp_path):
-    """They are not the classes."""
-    add_classes(tmp_path / "val", {"ant": 2, "owl": 2})
-    add_classes(tmp_path / "test", {"ant": 2, "owl": 2})
-    refused(tmp_path, "train")
 
 
 def cut_off(file):
@@ -322,18 +290,23 @@ def break_exif(file):
 
 
 @pytest.mark.parametrize(
-    "damage",
-    [lambda file: file.write_bytes(b""), lambda file: file.write_text("x"), cut_off, break_exif],
+    ("damage", "reason"),
+    [
+        (lambda file: file.write_bytes(b""), "not an image$"),
+        (lambda file: file.write_text("x"), "not an image$"),
+        (cut_off, "(damaged: |not an image$)"),
+        (break_exif, "damaged: "),
+    ],
     ids=["empty", "text", "cut off", "broken EXIF"],
 )
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp", "bmp"])
-def test_a_file_that_cannot_be_decoded_is_named(tmp_path, damage, ending):
+def test_a_file_that_cannot_be_decoded_is_named(tmp_path, damage, reason, ending):
     add_classes(tmp_path, {"ant": 3, "owl": 3})
     damage(save(noise(0), tmp_path / "owl" / f"bad.{ending}"))
     if damage is break_exif and ending in ("jpg", "bmp"):
         load(tmp_path)  # Pillow passes over it
     else:
-        refused(tmp_path, rf"^{tmp_path}: owl/bad\.{ending}: not an image")
+        refused(tmp_path, rf"^{tmp_path}: owl/bad\.{ending}: {reason}")
 
 
 def test_the_error_is_free_of_addresses_in_memory(tmp_path):
@@ -383,12 +356,107 @@ def test_names_that_are_not_utf8(tmp_path):
     assert data.class_names == ("caf\N{REPLACEMENT CHARACTER}", "owl")
 
 
-def test_a_folder_for_testing_without_classes(tmp_path):
-    add_classes(tmp_path / "train", {"owl": 4, "ant": 4})
-    (tmp_path / "test").mkdir()
-    refused(tmp_path, "test: expected a folder of images for each class")
-
-
 def test_one_image_to_test(tmp_path):
     add_classes(tmp_path, {"owl": 2, "ant": 1})
     assert len(load(tmp_path).test) == 1
+
+
+def pack(folder: pathlib.Path, archive: pathlib.Path, top: str = "") -> pathlib.Path:
+    """Packs a folder, its files in an order of no meaning, below a folder `top` ("" or "…/")."""
+    files = sorted(folder.rglob("*"), key=lambda f: f.name, reverse=True)
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive, "w") as out:
+            for file in files:
+                out.write(file, f"{top}{file.relative_to(folder)}")
+    else:
+        with tarfile.open(archive, f"w:{archive.suffix.strip('.').replace('tar', '')}") as out:
+            for file in files:
+                out.add(file, f"{top}{file.relative_to(folder)}", recursive=False)
+    return archive
+
+
+ARCHIVES = ["a.zip", "a.tar", "a.tar.gz", "a.tar.xz"]
+
+
+@pytest.mark.parametrize("top", ["", "top/", "./", "./top/"])
+@pytest.mark.parametrize("name", ARCHIVES)
+@pytest.mark.parametrize(
+    "layout", [("train", "test"), ("train", "val"), ("train", "test", "val"), ("train",), ("",)]
+)
+def test_an_archive_has_the_images_of_its_folder(tmp_path, layout, name, top):
+    for seed, root in enumerate(layout):
+        add_classes(tmp_path / "data" / root, {"owl": 3, "ant-": 2, "ant": 4}, seed)
+        save(noise(500 + seed), tmp_path / "data" / root / "owl" / "deep" / "0.png")
+    (tmp_path / "data" / "readme.txt").write_text("x")
+    found = load(pack(tmp_path / "data", tmp_path / name, top))
+    expected = load(tmp_path / "data")
+    assert found.class_names == expected.class_names == ("ant", "ant-", "owl")
+    assert found.num_images == expected.num_images
+    for split in found.num_images:
+        one, other = getattr(found, split), getattr(expected, split)
+        np.testing.assert_array_equal(np.asarray(one.images), np.asarray(other.images))
+        np.testing.assert_array_equal(one.labels, other.labels)
+    assert sorted(f.name for f in tmp_path.iterdir()) == [".mixmo_jax", name, "data"]
+
+
+def test_a_class_of_other_files(tmp_path):
+    add_classes(tmp_path, {"ant": 2, "owl": 2})
+    for file in (tmp_path / "owl").iterdir():
+        file.rename(file.with_suffix(".txt"))
+    refused(tmp_path, rf"^{tmp_path / 'owl'}: no images \(\.png, \.jpg, \.jpeg, \.webp, \.bmp\)$")
+
+
+TWO = {"ant": 2, "owl": 2}
+# Classes in each folder, and what is wrong with them. A class without images is an empty folder.
+MISFITS = [
+    ({"": {}}, "{}: expected a folder of images for each class, 2 or more$"),
+    ({"train": {}}, "{}/train: expected a folder of images for each class, 2 or more$"),
+    ({"train": {"ant": 3}}, "{}/train: expected a folder of images for each class, 2 or more$"),
+    ({"": {**TWO, "bee": 0}}, r"{}/bee: no images \(\.png"),
+    ({"train": {**TWO, "bee": 0}}, r"{}/train/bee: no images \(\.png"),
+    ({"train": TWO, "test": {"ant": 2, "owl": 0}}, r"{}/test/owl: no images \(\.png"),
+    ({"train": TWO, "val": {"ant": 2, "owl": 0}}, r"{}/val/owl: no images \(\.png"),
+    ({"train": TWO, "test": {"bee": 2}}, "{0}/test/bee: there is no such class in {0}/train$"),
+    ({"train": TWO, "val": {"bee": 2}}, "{0}/val/bee: there is no such class in {0}/train$"),
+    ({"train": TWO, "test": {}}, "{}/test: expected a folder of images for each class$"),
+    ({"val": TWO, "test": TWO}, "{}: a folder for testing, but no folder train$"),
+    ({"test": TWO}, "{}: a folder for testing, but no folder train$"),
+]
+
+
+@pytest.mark.parametrize("name", ["", *ARCHIVES])
+@pytest.mark.parametrize(("tree", "message"), MISFITS)
+def test_what_does_not_fit_together_is_named(tmp_path, tree, message, name):
+    for root, classes in tree.items():
+        (tmp_path / "data" / root).mkdir(parents=True, exist_ok=True)
+        for class_name in classes:
+            (tmp_path / "data" / root / class_name).mkdir()
+        add_classes(tmp_path / "data" / root, classes)
+    path = pack(tmp_path / "data", tmp_path / name) if name else tmp_path / "data"
+    refused(path, "^" + message.format(path))
+
+
+def test_a_single_class(tmp_path):
+    """In an archive, it is taken for a folder around everything."""
+    add_classes(tmp_path / "data", {"ant": 3})
+    expected = "expected a folder of images for each class, 2 or more$"
+    refused(tmp_path / "data", f"^{tmp_path / 'data'}: {expected}")
+    path = pack(tmp_path / "data", tmp_path / "a.zip")
+    refused(path, f"^{path}/ant: {expected}")
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_a_damaged_image_in_an_archive_is_named(tmp_path, name):
+    add_classes(tmp_path / "data", TWO)
+    (tmp_path / "data" / "owl" / "0.png").write_text("x")
+    path = pack(tmp_path / "data", tmp_path / name)
+    refused(path, rf"^{path}: owl/0\.png: not an image$")
+
+
+def test_a_changed_archive_is_decoded_again(tmp_path):
+    add_classes(tmp_path / "data", {"owl": 3, "ant": 2})
+    archive = pack(tmp_path / "data", tmp_path / "a.zip")
+    assert sum(load(archive).num_images.values()) == 5
+    add_classes(tmp_path / "data", {"owl": 4})
+    pack(tmp_path / "data", archive)
+    assert sum(load(archive).num_images.values()) == 6

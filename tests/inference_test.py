@@ -12,9 +12,15 @@ from reference import Reference
 from scipy import special
 
 import mixmo_jax
-from mixmo_jax import datasets, evaluate, inference, metrics, workdir
+from mixmo_jax import datasets, metrics
 from mixmo_jax.errors import InputError
+from mixmo_jax.evaluate import evaluate_ensemble, evaluate_run
+from mixmo_jax.evaluation import calibration
+from mixmo_jax.evaluation.logits import make_logits_fn
+from mixmo_jax.inference.model import Model
 from mixmo_jax.models import create_model, preact_resnet, wide_resnet
+from mixmo_jax.runs import workdir
+from mixmo_jax.runs.metric_writer import RESULTS
 
 NETS = {
     "dev_wrn10_2_vanilla_c10": (wide_resnet, {"depth": 10, "width": 2, "num_classes": 10}),
@@ -46,7 +52,7 @@ def run_copy(finished_run, tmp_path):
 
 
 def temperature_of(folder):
-    return json.loads((folder / workdir.RESULTS).read_text())["temperature"]
+    return json.loads((folder / RESULTS).read_text())["temperature"]
 
 
 def edit(file, **fields):
@@ -65,8 +71,8 @@ def test_model_describes_itself(model, finished_run):
 
 
 def test_scores_are_those_of_the_results(model, finished_run, test_split):
-    results = json.loads((finished_run / workdir.RESULTS).read_text())
-    scores = metrics.plain_scores(model.logits(test_split.images), test_split.labels)
+    results = json.loads((finished_run / RESULTS).read_text())
+    scores = metrics.ensemble_metrics(model.logits(test_split.images), test_split.labels)
     chex.assert_trees_all_close(scores, results["scores"], rtol=1e-5)
 
 
@@ -111,19 +117,19 @@ def test_models_describe_themselves(finished_run, other_run):
     assert "2 networks" in repr(mixmo_jax.load([finished_run, other_run]))
 
 
-def test_run_without_temperatures_has_the_temperature_1(run_copy):
-    results = json.loads((run_copy / workdir.RESULTS).read_text())
+def test_run_without_a_temperature_is_not_scaled(run_copy):
+    results = json.loads((run_copy / RESULTS).read_text())
     del results["temperature"]
-    (run_copy / workdir.RESULTS).write_text(json.dumps(results))
+    (run_copy / RESULTS).write_text(json.dumps(results))
     model = mixmo_jax.load(run_copy)
+    assert model.temperature is None
     images = np.zeros((1, 8, 8, 1), np.uint8)
     expected = special.softmax(model.logits(images).mean(1), axis=1)
     chex.assert_trees_all_close(model.predict_proba(images), expected, atol=1e-6)
 
 
-def test_answers_do_not_depend_on_the_number_of_images(model, test_split):
+def test_predictions_do_not_depend_on_the_number_of_images(model, test_split):
     images = test_split.images
-    assert len(images) > inference.BATCH_SIZE
     logits = model.logits(images)
     for part in (slice(0, 1), slice(3, 10), slice(0, 256), slice(100, 357), slice(359, 360)):
         chex.assert_trees_all_close(model.logits(images[part]), logits[part], rtol=1e-4, atol=1e-5)
@@ -133,8 +139,8 @@ def test_answers_do_not_depend_on_the_number_of_images(model, test_split):
 def test_scores_do_not_depend_on_batch_and_padding(model, test_split, batch_size):
     (network,) = model.networks
     images, labels = test_split.images[:300], test_split.labels[:300]
-    logits_fn = evaluate.make_logits_fn(
-        network.model, lambda x: (x / 255 - network.mean[0]) / network.std[0], batch_size
+    logits_fn = make_logits_fn(
+        network.model, batch_size=batch_size, mean=network.mean, std=network.std
     )
     expected = model.logits(images)
     for count in (1, 7, 300):
@@ -142,55 +148,133 @@ def test_scores_do_not_depend_on_batch_and_padding(model, test_split, batch_size
         assert len(logits) == count
         chex.assert_trees_all_close(logits, expected[:count], rtol=1e-4, atol=1e-5)
         chex.assert_trees_all_close(
-            metrics.plain_scores(logits, labels[:count]),
-            metrics.plain_scores(expected[:count], labels[:count]),
+            metrics.ensemble_metrics(logits, labels[:count]),
+            metrics.ensemble_metrics(expected[:count], labels[:count]),
             rtol=1e-3,
             atol=1e-5,
         )
 
 
-def test_grey_images_need_no_channel(model, test_split):
+def test_gray_images_need_no_channel(model, test_split):
     images = test_split.images[:5]
     chex.assert_trees_all_equal(model.logits(images[..., 0]), model.logits(images))
     chex.assert_trees_all_equal(model.predict(list(images[..., 0])), model.predict(images))
 
 
-def test_images_may_come_normalised(model, finished_run, test_split):
+def test_images_may_come_normalized(model, finished_run, test_split):
     images = test_split.images[:5]
-    facts = workdir.read_facts(finished_run)
-    normalised = ((images / 255 - facts["mean"]) / facts["std"]).astype(np.float32)
+    info = workdir.read_dataset_info(finished_run)
+    normalized = ((images / 255 - info["mean"]) / info["std"]).astype(np.float32)
     for method in (model.logits, model.predict_proba, model.predict):
         expected = method(images)
-        chex.assert_trees_all_close(method(normalised, preprocess=False), expected, atol=1e-5)
+        chex.assert_trees_all_close(method(normalized, preprocess=False), expected, atol=1e-5)
 
 
-def test_ensemble_is_the_mean_over_all_members(ensemble, finished_run, other_run, test_split):
+def test_every_network_of_an_ensemble_counts_the_same(model, test_split):
+    """Also one with fewer members, in both ways to combine them."""
     images = test_split.images[:20]
-    parts = [mixmo_jax.load(folder).logits(images) for folder in (finished_run, other_run)]
-    assert ensemble.num_members == 4
-    chex.assert_trees_all_close(ensemble.logits(images), np.concatenate(parts, 1), atol=1e-5)
-    temperatures = [temperature_of(folder) for folder in (finished_run, other_run)]
-    assert abs(np.diff(temperatures)) > 1e-3
-    scaled = np.concatenate([x / t for x, t in zip(parts, temperatures, strict=True)], axis=1)
-    probs = ensemble.predict_proba(images)
-    chex.assert_trees_all_close(probs, special.softmax(scaled.mean(1), axis=1), atol=1e-6)
+    (network,) = model.networks
+    (folded,) = model.fold().networks
+    logits = model.logits(images)
+    for kind, expected in {
+        "logits": special.softmax(logits.mean(1), axis=1),
+        "probabilities": (
+            special.softmax(logits.mean(1), axis=1) + special.softmax(logits, axis=2).mean(1)
+        )
+        / 2,
+    }.items():
+        mixed = Model([network, folded], kind)
+        assert mixed.logits(images).shape == (20, 3, 10)
+        chex.assert_trees_all_close(mixed.weights, np.array([0.25, 0.25, 0.5]))
+        chex.assert_trees_all_close(mixed.predict_proba(images), expected, atol=1e-5)
 
 
-def test_ensemble_of_probabilities_is_their_mean(model, run_copy, test_split):
-    config = json.loads((run_copy / workdir.CONFIG).read_text())
-    config["evaluation"]["ensemble"] = "probabilities"
-    (run_copy / workdir.CONFIG).write_text(json.dumps(config))
+@pytest.mark.parametrize("kind", ["logits", "probabilities"])
+def test_ensemble_predicts_what_its_evaluation_scored(run_copy, other_run, test_split, kind):
+    """One temperature, fitted on the pooled prediction, is stored and used by prediction."""
+    folders = [run_copy, other_run]
+    assert mixmo_jax.load(folders, ensemble=kind).temperature is None
+    scores = evaluate_ensemble(folders, ensemble=kind)
+    ensemble = mixmo_jax.load(folders, ensemble=kind)
+    logits = ensemble.logits(test_split.images)
+    plain = metrics.ensemble_metrics(logits, test_split.labels, kind, ensemble.weights)
+    assert plain == pytest.approx(scores)
+    fitted = calibration.fit_temperature(logits, test_split.labels, kind, ensemble.weights)
+    assert ensemble.temperature == pytest.approx(fitted)
+    assert abs(fitted - 1) > 0.01
+    members = logits / fitted
+    expected = {
+        "logits": special.softmax(members.mean(1), axis=1),
+        "probabilities": special.softmax(members, axis=2).mean(1),
+    }
+    probs = ensemble.predict_proba(test_split.images)
+    chex.assert_trees_all_close(probs, expected[kind], atol=1e-5)
+    # What was fitted for these runs, combined so, is not used for anything else.
+    assert mixmo_jax.load([*folders, run_copy], ensemble=kind).temperature is None
+    other = {"logits": "probabilities", "probabilities": "logits"}[kind]
+    assert mixmo_jax.load(folders, ensemble=other).temperature is None
+
+
+def test_other_way_to_combine_members(run_copy, model, test_split):
+    """It can be chosen after training, for evaluation and for prediction."""
     images = test_split.images[:20]
-    scaled = model.logits(images) / temperature_of(run_copy)
-    probs = mixmo_jax.load(run_copy).predict_proba(images)
-    chex.assert_trees_all_close(probs, special.softmax(scaled, axis=-1).mean(1), atol=1e-6)
-    assert abs(probs - model.predict_proba(images)).max() > 1e-4
+    uncalibrated = mixmo_jax.load(run_copy, ensemble="probabilities")
+    assert uncalibrated.temperature is None
+    expected = special.softmax(model.logits(images), axis=-1).mean(1)
+    chex.assert_trees_all_close(uncalibrated.predict_proba(images), expected, atol=1e-6)
+    evaluate_run(run_copy, ensemble="probabilities")
+    results = json.loads((run_copy / RESULTS).read_text())
+    assert results["ensemble"] == "probabilities"
+    calibrated = mixmo_jax.load(run_copy, ensemble="probabilities")
+    assert calibrated.temperature == results["temperature"]
+    with pytest.raises(InputError, match="ensemble='mean': expected logits or probabilities"):
+        mixmo_jax.load(run_copy, ensemble="mean")
+
+
+def test_calibrate_fits_a_temperature_on_any_images(model, test_split):
+    images, labels = test_split.images[:100], test_split.labels[:100]
+    sharper = Model(model.networks, model.ensemble, 0.1)
+    calibrated = sharper.calibrate(images, labels)
+    expected = calibration.fit_temperature(model.logits(images), labels)
+    assert calibrated.temperature == pytest.approx(expected, rel=1e-4)
+    assert sharper.temperature == 0.1  # left as it was
+    assert calibrated.fold().temperature == calibrated.temperature
+    for wrong in (labels[:-1], labels.astype(float), labels + 10, labels - 10):
+        with pytest.raises(InputError, match="labels: "):
+            model.calibrate(images, wrong)
+
+
+def test_unfinished_run_is_loaded_when_asked_for(run_copy, model, test_split):
+    edit(run_copy / workdir.CONFIG, num_epochs=2)
+    with pytest.raises(InputError, match=r"1 of 2 epochs are done; .*--allow_unfinished"):
+        mixmo_jax.load(run_copy)
+    loaded = mixmo_jax.load(run_copy, allow_unfinished=True)
+    assert loaded.networks[0].epoch == 1
+    images = test_split.images[:5]
+    chex.assert_trees_all_equal(loaded.logits(images), model.logits(images))
+
+
+def test_one_image_costs_about_one_image(model, monkeypatch):
+    """The padding goes to the next power of two, not to the size of a batch."""
+    sizes = []
+
+    def record(images, mean, std):
+        sizes.append(len(images))
+        return images / 255.0
+
+    monkeypatch.setattr("mixmo_jax.evaluation.logits.normalize", record)
+    (network,) = model.networks
+    logits_fn = make_logits_fn(network.model, batch_size=100, mean=(0.25,), std=(1.0,))
+    for count in (1, 3, 70, 100, 250):
+        logits_fn(network.variables, np.zeros((count, 8, 8, 1), np.float32))
+    assert sizes == [jax.local_device_count(), 4, 100, 64]  # each compiled once
 
 
 def test_ensemble_of_one_run_twice_is_that_run(model, finished_run, test_split):
     images = test_split.images[:20]
-    twice = mixmo_jax.load([finished_run, finished_run])
-    chex.assert_trees_all_close(twice.predict_proba(images), model.predict_proba(images), atol=1e-6)
+    twice = Model(mixmo_jax.load([finished_run, finished_run]).networks)
+    expected = Model(model.networks).predict_proba(images)
+    chex.assert_trees_all_close(twice.predict_proba(images), expected, atol=1e-6)
 
 
 def test_state_chosen_by_validation_is_loaded(run_copy, other_run, test_split):
@@ -219,8 +303,7 @@ def flops_of(network, variables, image_shape):
     return apply.lower(variables, images).compile().cost_analysis()["flops"]
 
 
-def test_folded_logits_are_the_mean_of_the_members(reference_model, monkeypatch):
-    monkeypatch.setattr(inference, "BATCH_SIZE", 4)
+def test_folded_logits_are_the_mean_of_the_members(reference_model):
     model, _ = reference_model
     rng = np.random.default_rng(0)
     images = rng.integers(256, size=(6, *model.image_shape), dtype=np.uint8)
@@ -257,7 +340,7 @@ def test_folding_a_run_keeps_its_probabilities(model, test_split):
 
 
 def test_only_one_network_of_mean_logits_folds(model, ensemble):
-    for other in (ensemble, inference.Model(model.networks, "probabilities")):
+    for other in (ensemble, Model(model.networks, "probabilities")):
         with pytest.raises(InputError, match="fold: only one network"):
             other.fold()
 
@@ -292,9 +375,11 @@ def test_folder_without_a_finished_run(run_copy, tmp_path):
         mixmo_jax.load(tmp_path / "nothing")
     with pytest.raises(InputError, match="holds no run: "):
         mixmo_jax.load(tmp_path)
-    with pytest.raises(InputError, match="networks: none"):
+    with pytest.raises(InputError, match="paths: none"):
         mixmo_jax.load([])
-    (run_copy / workdir.RESULTS).unlink()
+    with pytest.raises(InputError, match="networks: none"):
+        Model([])
+    edit(run_copy / workdir.CONFIG, num_epochs=2)
     with pytest.raises(InputError, match="copy: holds no finished run"):
         mixmo_jax.load(run_copy)
 
@@ -336,8 +421,8 @@ def test_runs_that_do_not_fit_together(finished_run, run_copy, fields, message):
     ],
 )
 def test_damaged_results_are_refused(run_copy, text):
-    (run_copy / workdir.RESULTS).write_text(text)
-    with pytest.raises(InputError, match=workdir.RESULTS) as error:
+    (run_copy / RESULTS).write_text(text)
+    with pytest.raises(InputError, match=RESULTS) as error:
         mixmo_jax.load(run_copy)
     assert "\n" not in str(error.value)
 

@@ -8,7 +8,7 @@ import pytest
 from scipy import special
 from sklearn.metrics import log_loss
 
-from mixmo_jax.losses import weighted_cross_entropy
+from mixmo_jax.training.losses import weighted_cross_entropy
 
 M, B, K = 3, 8, 5
 

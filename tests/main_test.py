@@ -4,15 +4,19 @@ import json
 import os
 import pathlib
 import pty
+import re
 import subprocess
 import sys
 import termios
 
+import jax
+import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-from mixmo_jax import workdir
+from mixmo_jax import metrics, schema
 from mixmo_jax.main import main
+from mixmo_jax.runs.metric_writer import read_metrics
 
 QUICK = [
     "--config=configs/digits.py",
@@ -64,13 +68,17 @@ def finished_run(tmp_path_factory):
 def test_run_leaves_everything_in_its_folder(finished_run):
     folder, _, _ = finished_run
     assert json.loads((folder / "config.json").read_text())["num_epochs"] == 2
-    lines = workdir.read_metrics(folder)
+    lines = read_metrics(folder)
     assert [line["epoch"] for line in lines] == [1, 2]
     assert lines[-1]["step"] == 2 * (1437 * 4 // 192)
     results = json.loads((folder / "results.json").read_text())
     assert results["test_images"] == 360
-    assert results["scores"] == lines[-1]["test"]
+    assert results["scores"] == pytest.approx(lines[-1]["test"], rel=1e-5)
     assert sorted(int(f.name) for f in (folder / "checkpoints").iterdir()) == [29, 58]
+    assert results["environment"]["jax"] == jax.__version__
+    assert results["training_seconds"] == sum(line["seconds"] for line in lines)
+    with np.load(folder / "logits.npz") as arrays:
+        assert metrics.ensemble_metrics(arrays["logits"], arrays["labels"]) == results["scores"]
     events = read_events(folder)
     assert events["loss"] == pytest.approx([line["loss"] for line in lines])
     assert events["test/nll"] == pytest.approx([line["test"]["nll"] for line in lines])
@@ -80,7 +88,7 @@ def test_run_leaves_everything_in_its_folder(finished_run):
 
 def test_terminal_shows_a_bar_and_the_table(finished_run):
     _, output, shown = finished_run
-    for part in ("images/s", "loss=", "rate=", "<", "test="):
+    for part in ("img/s", "loss ", "lr ", "<", "test "):
         assert part in shown, shown
     assert "epoch 1/2" not in output  # the bar stands for the epochs' lines
     for name in ("accuracy", "top5 accuracy", "accuracy member0", "nll", "ece", "ratio error"):
@@ -113,7 +121,7 @@ def test_evaluation_finds_what_cannot_be_written(finished_run, capsys, monkeypat
     def refuse(file, *arguments):
         raise PermissionError(13, "Permission denied", str(file))
 
-    monkeypatch.setattr("mixmo_jax.plots.reliability_diagram", refuse)
+    monkeypatch.setattr("mixmo_jax.runs.plots.reliability_diagram", refuse)
     assert main(["", "--mode=evaluate", f"--workdir={folder}"]) == 2
     captured = capsys.readouterr()
     assert "accuracy member1" in captured.out
@@ -131,14 +139,25 @@ def test_other_config_in_the_folder_is_refused(finished_run, capsys):
 
 def test_epoch_lines_without_a_terminal_and_the_default_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    command = [*QUICK, "--config.num_epochs=1", "--config.seed", "5"]
-    assert main(["", *command]) == 0
+    assert main(["", *QUICK, "--config.seed", "5"]) == 0
     captured = capsys.readouterr()
-    assert "epoch 1/1  loss" in captured.out
+    assert "epoch 1/2  loss" in captured.out
     assert "images/s" in captured.out
-    assert captured.err.startswith("warning: the learning rate rises for 88 steps, and the tr")
+    folder = pathlib.Path("runs", "digits-cut_mixmo-s5")
+    assert f"results in {folder}/results.json; pictures: learning_curves.png, " in captured.out
+    assert captured.err.startswith("warning: the learning rate rises for 88 steps, and the run has")
     assert captured.err.count("\n") == 1
-    assert (tmp_path / "runs" / "digits-cut_mixmo-s5" / "results.json").exists()
+    assert (tmp_path / folder / "results.json").exists()
+
+
+def test_run_of_one_epoch_is_told_that_it_never_mixes_by_patches(tmp_path, monkeypatch, capsys):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mixmo_jax.train.Trainer.train", stop)
+    flags = [flag for flag in QUICK if "epochs" not in flag]
+    assert main(["", *flags, "--config.num_epochs=1", f"--workdir={tmp_path}/run"]) == 130
+    assert "a run of one epoch never mixes by patches\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -157,7 +176,20 @@ def test_epoch_lines_without_a_terminal_and_the_default_folder(tmp_path, monkeyp
         (["--config=digits", "--seed=1"], "--seed=1: no such flag; did you mean --config.seed?"),
         (["--config=digits", "--depth", "10"], "did you mean --config.model.depth?"),
         (["--config=digits", "--cfg.optimizer.momentum=0"], "mean --config.optimizer.momentum?"),
-        (["--config=digits", "--config.lr=1"], "lr: no such config field; see configs/common.py"),
+        (["--config=digits", "--config.lr=1"], "did you mean optimizer.learning_rate?"),
+        (["--config=digits", "--lr=1"], "did you mean --config.optimizer.learning_rate?"),
+        (["--config=digits", "--epochs=1"], "did you mean --config.num_epochs?"),
+        (["--config=digits", "--config.epochs=1"], "did you mean num_epochs?"),
+        (["--config=digits", "--config.optimizer.name=adam"], "optimizer has learning_rate, "),
+        (["--config=digits", "--config.xyz=1"], "xyz: no such config field; see configs/common"),
+        (["--config=digits", "--workdir=a", "--workdir=b"], "--workdir: given 2 times"),
+        (["--config=digits", "--config.seed=1", "--config.seed=1"], "config.seed: given 2 times"),
+        (["--config=digits", "--config.mixmo.block=cow"], "mixmo.block='cow': expected one of li"),
+        (["--config=digits", "--config.msda.method=cow"], "msda.method='cow': expected one of no"),
+        (["--config=digits", "--config.model.name=vit"], "model.name='vit': expected one of wid"),
+        (["--config=digits", "--config.dataset.name=x"], "dataset.name='x': expected one of di"),
+        (["--config=digits", "--ensemble=logits"], "ensemble: only with --mode=evaluate"),
+        (["--config=digits", "--plugin=nothing.py"], "plugin=nothing.py: expected a Python file"),
         (["--mode=evaluate", "--workdir=,"], "workdir: missing"),
         ([f"--config={'a' * 300}"], ": File name too long"),
         (["--config=digits", "stray"], "stray: no such flag"),
@@ -193,15 +225,34 @@ def test_divergence_is_one_line_and_status_1(tmp_path, capsys):
     assert "a lower optimizer.learning_rate than 1e+30 may help" in capsys.readouterr().err
 
 
-def test_help(capsys):
-    assert main(["", "--help"]) == 0
-    assert "--workdir" in capsys.readouterr().out
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_lists_flags_methods_configs_and_fields(flag, capsys):
+    assert main(["", flag]) == 0
+    shown = capsys.readouterr().out
+    for part in ("--workdir", "--plugin", "cut_mixmo+cutmix", "tiny_imagenet", "mixmo.alpha = 2.0"):
+        assert part in shown
+    fields = re.findall(r"^  ([\w.]+) = ", shown, re.MULTILINE)
+    assert set(fields) == set(schema.field_names()) - {"method"}
+
+
+def test_package_is_a_command(tmp_path):
+    command = [sys.executable, "-m", "mixmo_jax", "--config=nope"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr[:24]) == (2, "error: config=nope: no s")
+
+
+def test_defective_jaxlib_is_warned_of(monkeypatch, capsys):
+    monkeypatch.setattr("jaxlib.__version__", "0.10.2")
+    assert main(["", "--config=nope"]) == 2
+    warning, error = capsys.readouterr().err.splitlines()
+    assert warning.startswith("warning: jaxlib 0.10.2 computes wrong results on CPU")
+    assert error.startswith("error: config=nope")
 
 
 def test_interrupted(monkeypatch, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mixmo_jax.runs.train", interrupt)
+    monkeypatch.setattr("mixmo_jax.train.train", interrupt)
     assert main(["", "--config=digits"]) == 130
     assert capsys.readouterr().err.count("\n") == 1

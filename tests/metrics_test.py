@@ -109,7 +109,7 @@ def test_log_probs_of_extreme_logits_are_finite(ensemble):
 @pytest.mark.parametrize("ensemble", ["logits", "probabilities"])
 def test_scores_equal_scikit_learn(predictions, ensemble):
     logits, labels = predictions
-    scores = metrics.plain_scores(logits, labels, ensemble)
+    scores = metrics.ensemble_metrics(logits, labels, ensemble)
     log_probs = metrics.ensemble_log_probs(logits, ensemble)
     classes = range(K)
     expected = {
@@ -132,7 +132,7 @@ def test_scores_equal_scikit_learn(predictions, ensemble):
 
 def test_scores_equal_reference(golden):
     logits, arrays, numbers = golden
-    scores = metrics.plain_scores(logits, arrays["labels"])
+    scores = metrics.ensemble_metrics(logits, arrays["labels"])
     names = {
         "accuracy": "accuracy",
         "top5_accuracy": "accuracytop5",
@@ -161,7 +161,7 @@ def test_scores_equal_reference(golden):
 
 def test_single_member_has_no_diversity(predictions):
     logits, labels = predictions
-    scores = metrics.plain_scores(logits[:, :1], labels)
+    scores = metrics.ensemble_metrics(logits[:, :1], labels)
     assert scores.keys().isdisjoint({"ratio_error", "disagreement"})
     assert scores["accuracy"] == scores["accuracy_member0"] == scores["accuracy_members_mean"]
 
@@ -247,7 +247,7 @@ def test_disagreement_is_the_mean_over_pairs():
 def test_diversity_of_scores_is_that_of_the_members(predictions):
     logits, labels = predictions
     classes = logits.argmax(-1)
-    scores = metrics.plain_scores(logits, labels)
+    scores = metrics.ensemble_metrics(logits, labels)
     assert scores["ratio_error"] == metrics.ratio_error(classes == labels[:, None])
     assert scores["disagreement"] == metrics.disagreement(classes)
 
@@ -255,9 +255,9 @@ def test_diversity_of_scores_is_that_of_the_members(predictions):
 def test_brier_of_certain_and_of_uniform_answers():
     labels = np.array([0, 3])
     certain = 1e4 * np.eye(4)[labels][:, None]
-    assert metrics.plain_scores(certain, labels)["brier"] == pytest.approx(0, abs=1e-12)
-    assert metrics.plain_scores(certain, 3 - labels)["brier"] == pytest.approx(2)
-    assert metrics.plain_scores(0 * certain, labels)["brier"] == pytest.approx(3 / 4)
+    assert metrics.ensemble_metrics(certain, labels)["brier"] == pytest.approx(0, abs=1e-12)
+    assert metrics.ensemble_metrics(certain, 3 - labels)["brier"] == pytest.approx(2)
+    assert metrics.ensemble_metrics(0 * certain, labels)["brier"] == pytest.approx(3 / 4)
 
 
 @pytest.mark.parametrize("count", [1, 14, 15, 16, 44, 500])
@@ -327,9 +327,9 @@ def test_temperature_recovers_a_known_scale():
 def test_scaled_scores_are_reproducible_and_cross_validated(predictions, ensemble):
     logits, labels = predictions
     logits = 4 * logits
-    scores = metrics.plain_scores(logits, labels, ensemble)
-    scaled, temperatures = metrics.scaled_scores(logits, labels, ensemble)
-    again = metrics.scaled_scores(logits, labels, ensemble)
+    scores = metrics.ensemble_metrics(logits, labels, ensemble)
+    scaled, temperatures = metrics.scaled_metrics(logits, labels, ensemble)
+    again = metrics.scaled_metrics(logits, labels, ensemble)
     chex.assert_trees_all_equal((scaled, temperatures), again)
     assert scaled.keys() == scores.keys()
     for name in scores:
@@ -342,10 +342,25 @@ def test_scaled_scores_are_reproducible_and_cross_validated(predictions, ensembl
     assert scaled["nll"] > nll(logits, labels, overall, ensemble)
 
 
+def test_scaled_metrics_of_calibrated_logits_are_not_inflated():
+    """Averaged over halves, ECE and TACE grow with the halves' own noise; pooled, they do not."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (10_000, 1, 100))
+    probs = special.softmax(logits[:, 0], axis=1)
+    labels = (probs.cumsum(1) < rng.uniform(size=(10_000, 1))).sum(1).clip(0, 99)
+    plain = metrics.ensemble_metrics(logits, labels)
+    pooled, temperatures = metrics.scaled_metrics(logits, labels)
+    averaged, same = metrics.scaled_metrics(logits, labels, pooled=False)
+    assert temperatures == same == pytest.approx((1, 1), abs=0.05)
+    assert pooled["ece"] < 1.2 * plain["ece"] < averaged["ece"]
+    for name in ("accuracy", "top5_accuracy"):
+        assert pooled[name] == plain[name]
+
+
 def test_scaling_mean_logits_leaves_the_answers(predictions):
     logits, labels = predictions
-    scores = metrics.plain_scores(logits, labels)
-    scaled, _ = metrics.scaled_scores(logits, labels)
+    scores = metrics.ensemble_metrics(logits, labels)
+    scaled, _ = metrics.scaled_metrics(logits, labels)
     for name in ("accuracy", "top5_accuracy", "disagreement"):
         assert scaled[name] == pytest.approx(scores[name], abs=1e-12)
 
@@ -353,27 +368,27 @@ def test_scaling_mean_logits_leaves_the_answers(predictions):
 @pytest.mark.parametrize("ensemble", ["logits", "probabilities"])
 def test_all_scores_at_once(predictions, ensemble):
     logits, labels = predictions
-    scores = metrics.score(logits, labels, ensemble)
+    scores = metrics.compute_metrics(logits, labels, ensemble)
     assert all(type(value) is float for value in scores.values())
-    scaled, temperatures = metrics.scaled_scores(logits, labels, ensemble)
+    scaled, temperatures = metrics.scaled_metrics(logits, labels, ensemble)
     assert (scores.pop("temperature0"), scores.pop("temperature1")) == temperatures
     for name, value in scaled.items():
         assert scores.pop(f"scaled_{name}") == value
-    assert scores == metrics.plain_scores(logits, labels, ensemble)
+    assert scores == metrics.ensemble_metrics(logits, labels, ensemble)
 
 
 @pytest.mark.parametrize("convert", [np.ndarray.tolist, jnp.asarray])
 def test_scores_of_what_is_no_numpy_array(predictions, convert):
     logits, labels = predictions
-    scores = metrics.score(convert(logits), convert(labels))
-    chex.assert_trees_all_close(scores, metrics.score(logits, labels), atol=1e-12)
+    scores = metrics.compute_metrics(convert(logits), convert(labels))
+    chex.assert_trees_all_close(scores, metrics.compute_metrics(logits, labels), atol=1e-12)
 
 
 def test_coarse_logits_are_scaled_exactly(predictions):
     logits, labels = predictions
     coarse = jnp.asarray(logits, jnp.bfloat16)
-    expected = metrics.score(np.asarray(coarse, np.float32), labels)
-    chex.assert_trees_all_close(metrics.score(coarse, labels), expected, atol=1e-12)
+    expected = metrics.compute_metrics(np.asarray(coarse, np.float32), labels)
+    chex.assert_trees_all_close(metrics.compute_metrics(coarse, labels), expected, atol=1e-12)
 
 
 def test_scaled_scores_are_of_the_half_where_they_are_defined():
@@ -382,15 +397,15 @@ def test_scaled_scores_are_of_the_half_where_they_are_defined():
     logits = np.random.default_rng(0).uniform(1, 2, (40, 1, 2)) * [[[1, 0]]]
     wrong = np.random.default_rng(0).permutation(40)[[3, 7]]  # of the first half
     logits[wrong, 0, 1] = 1.5 * logits[wrong, 0, 0]
-    scaled, temperatures = metrics.scaled_scores(logits, labels)
-    assert temperatures[1] == 1 != temperatures[0]
+    scaled, temperatures = metrics.scaled_metrics(logits, labels, pooled=False)
+    assert temperatures[0] == 1 != temperatures[1]
     first = np.random.default_rng(0).permutation(40)[:20]
-    assert scaled["auroc"] == metrics.plain_scores(logits[first], labels[first])["auroc"]
+    assert scaled["auroc"] == metrics.ensemble_metrics(logits[first], labels[first])["auroc"]
 
 
 def test_scores_of_one_sample():
     logits, labels = np.array([[[1.0, 2.0, 0.0]]]), np.array([1])
-    scores = metrics.score(logits, labels)
+    scores = metrics.compute_metrics(logits, labels)
     assert scores["accuracy"] == scores["scaled_accuracy"] == 1
     assert scores["scaled_nll"] == scores["nll"] == pytest.approx(nll(logits, labels))
 
@@ -417,16 +432,16 @@ GOOD_LOGITS, GOOD_LABELS = np.zeros((4, 2, 3)), np.array([0, 1, 2, 2])
 )
 def test_what_cannot_be_scored_is_named(logits, labels, message):
     with pytest.raises(InputError, match=message) as error:
-        metrics.score(logits, labels)
+        metrics.compute_metrics(logits, labels)
     assert "\n" not in str(error.value)
-    for scores in (metrics.plain_scores, metrics.scaled_scores):
+    for scores in (metrics.ensemble_metrics, metrics.scaled_metrics):
         with pytest.raises(InputError, match=message):
             scores(logits, labels)
 
 
 def test_unknown_kind_of_ensemble():
     with pytest.raises(InputError, match="ensemble='votes': expected logits or probabilities"):
-        metrics.score(GOOD_LOGITS, GOOD_LABELS, "votes")
+        metrics.compute_metrics(GOOD_LOGITS, GOOD_LABELS, "votes")
 
 
 @pytest.mark.parametrize("ensemble", ["logits", "probabilities"])
@@ -434,7 +449,7 @@ def test_no_temperature_where_every_answer_is_right(ensemble):
     labels = np.arange(K).repeat(3)
     logits = 2.0 * np.eye(K)[labels][:, None].repeat(M, axis=1)
     assert metrics.fit_temperature(logits, labels, ensemble) == 1
-    scaled, temperatures = metrics.scaled_scores(logits, labels, ensemble)
+    scaled, temperatures = metrics.scaled_metrics(logits, labels, ensemble)
     assert temperatures == (1, 1)
-    plain = metrics.plain_scores(logits, labels, ensemble)
+    plain = metrics.ensemble_metrics(logits, labels, ensemble)
     chex.assert_trees_all_close(scaled["nll"], plain["nll"])

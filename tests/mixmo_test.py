@@ -1,6 +1,7 @@
 """Tests of the mixing block: its schedule, the members' masks, features and loss weights."""
 
 import fractions
+import functools
 import itertools
 
 import chex
@@ -10,28 +11,39 @@ import numpy as np
 import pytest
 from reference import GOLDENS
 
-from mixmo_jax import batches, config
-from mixmo_jax.mixing.masks import cutmix_masks, linear_masks
+from mixmo_jax import config
+from mixmo_jax.input_pipeline.batch import make_plan_fn
+from mixmo_jax.mixing import MASKS
+from mixmo_jax.mixing.masks import box_mask, fill_complement
 from mixmo_jax.mixing.mixmo import loss_weights, mix_features, mixmo_masks, patch_probability
-from mixmo_jax.sampling import BatchPlan
 
 SHAPE = (8, 8)
-BLOCKS = ("linear", "cutmix")
 
-masks_of = jax.jit(mixmo_masks, static_argnames=("block", "shape"))
+draw_masks = jax.jit(mixmo_masks, static_argnames=("block", "shape"))
 
 
-def make_plan(num_members, use_patch=True, roles=None):
-    """A plan of 16 positions with ratios and centres drawn, and the roles given."""
-    rng = np.random.default_rng(0)
-    return BatchPlan(
-        view=None,
-        pixels=None,
-        use_patch=jnp.array(use_patch),
-        roles=jnp.arange(num_members) if roles is None else jnp.array(roles),
-        ratios=jnp.asarray(rng.dirichlet([2] * num_members, 16).T, jnp.float32),
-        centres=jnp.asarray(rng.uniform(size=(num_members, 16, 2)), jnp.float32),
-    )
+def random_ratios(num_members):
+    """The ratios [M, 16] of 16 positions."""
+    ratios = np.random.default_rng(0).dirichlet([2] * num_members, 16).T
+    return jnp.asarray(ratios, jnp.float32)
+
+
+def mask_keys():
+    """The keys of 16 positions."""
+    return jax.random.split(jax.random.key(0), 16)
+
+
+def masks_of(num_members, block, *, use_patch=True, mask_index=None):
+    """The masks of 16 positions with ratios and keys drawn."""
+    index = range(num_members) if mask_index is None else mask_index
+    index, use_patch = jnp.array(index), jnp.array(use_patch)
+    ratios = random_ratios(num_members)
+    return draw_masks(ratios, mask_keys(), index, use_patch, block=block, shape=SHAPE)
+
+
+def constant_masks(ratios):
+    """Masks that are their ratios [M, B] everywhere."""
+    return jnp.broadcast_to(ratios[:, :, None, None, None], (*ratios.shape, *SHAPE, 1))
 
 
 def random_features(*members):
@@ -43,9 +55,9 @@ def plans():
     """All plans of a training of 24 epochs of 32 steps, mixed by patches while that is possible."""
     _, settings = config.parse("cifar100:cut_mixmo")
     settings.update_from_flattened_dict(
-        {"num_epochs": 24, "batch_size": 8, "mixmo.prob": 1.0, "mixmo.alpha": 0.0}
+        {"num_epochs": 24, "batch_size": 8, "mixmo.patch_prob": 1.0, "mixmo.alpha": 0.0}
     )
-    plan_fn = batches.make_plan_fn(settings, num_images=64)
+    plan_fn = make_plan_fn(settings, num_images=64)
     draw = jax.jit(jax.vmap(plan_fn, in_axes=(None, 0, None)))
     return draw(jax.random.key(0), jnp.arange(24 * 32), jnp.arange(64))
 
@@ -62,7 +74,7 @@ def test_patch_probability_equals_reference(name, prob):
 @pytest.mark.parametrize("num_epochs", [1, 12, 20, 300, 1200])
 def test_last_epoch_is_all_linear_and_the_first_eleven_twelfths_are_not(num_epochs):
     epochs = jnp.arange(1, num_epochs + 1)
-    probs = np.asarray(jax.jit(patch_probability, static_argnums=1)(epochs, num_epochs, 0.5))
+    probs = np.asarray(patch_probability(epochs, num_epochs, 0.5))
     assert probs[-1] == 0
     assert (probs[: num_epochs * 11 // 12] == 0.5).all()
     assert (np.diff(probs[num_epochs * 11 // 12 - 1 :]) < 0).all()
@@ -75,12 +87,12 @@ def test_plans_follow_the_schedule_of_their_epoch(plans):
     assert not use_patch[23].any()
 
 
-@pytest.mark.parametrize("root", [1, 2, 3, 4])
+@pytest.mark.parametrize("root", [1.0, 2.0, 3.0, 4.0])
 @pytest.mark.parametrize("num_members", [2, 3])
 def test_loss_weights_equal_reference(num_members, root):
     table = np.load(GOLDENS / "target_weights.npz")
-    masks = linear_masks(jnp.asarray(table[f"M{num_members}/lams"].T), SHAPE)[..., None]
-    expected = table[f"M{num_members}/root{root}/weights"].T
+    masks = constant_masks(jnp.asarray(table[f"M{num_members}/lams"].T))
+    expected = table[f"M{num_members}/root{root:.0f}/weights"].T
     weights = np.asarray(loss_weights(masks, root), np.float64)
     # The reference computed in float32 too.
     chex.assert_trees_all_close(weights, expected, atol=1e-6, rtol=1e-6)
@@ -89,7 +101,7 @@ def test_loss_weights_equal_reference(num_members, root):
 @pytest.mark.parametrize("root", [1.0, 3.0, float("inf")])
 @pytest.mark.parametrize("num_members", [1, 2, 3, 4])
 def test_loss_weights_average_to_one(num_members, root):
-    weights = loss_weights(masks_of(make_plan(num_members), "cutmix", SHAPE), root)
+    weights = loss_weights(masks_of(num_members, "cutmix"), root)
     chex.assert_shape(weights, (num_members, 16))
     chex.assert_trees_all_close(weights.mean(0), jnp.ones(16), atol=1e-6)
 
@@ -104,7 +116,7 @@ def test_loss_weights_of_an_infinite_root_are_equal():
 
 
 def test_loss_weights_of_a_tiny_root_go_to_the_largest_ratio():
-    masks = linear_masks(jnp.array([[0.2, 0.5], [0.3, 0.5], [0.5, 0.0]]), SHAPE)[..., None]
+    masks = constant_masks(jnp.array([[0.2, 0.5], [0.3, 0.5], [0.5, 0.0]]))
     expected = jnp.array([[0.0, 1.5], [0.0, 1.5], [3.0, 0.0]])
     chex.assert_trees_all_close(loss_weights(masks, 0.005), expected, atol=1e-6)
 
@@ -117,65 +129,75 @@ def test_patch_probability_falls_from_where_it_shall(until):
 
 
 @pytest.mark.parametrize("use_patch", [False, True])
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("block", MASKS)
 def test_single_member_has_masks_of_ones(block, use_patch):
-    masks = masks_of(make_plan(1, use_patch), block, SHAPE)
+    masks = masks_of(1, block, use_patch=use_patch)
     chex.assert_trees_all_equal(masks, jnp.ones((1, 16, *SHAPE, 1)))
 
 
 @pytest.mark.parametrize("num_members", [2, 3])
 def test_linear_block_never_uses_patches(num_members):
-    masks = [masks_of(make_plan(num_members, use), "linear", SHAPE) for use in (False, True)]
+    masks = [masks_of(num_members, "linear", use_patch=use) for use in (False, True)]
     chex.assert_trees_all_equal(*masks)
-    expected = linear_masks(make_plan(num_members).ratios, SHAPE)[..., None]
-    chex.assert_trees_all_equal(masks[0], expected)
+    chex.assert_trees_all_equal(masks[0], constant_masks(random_ratios(num_members)))
 
 
 @pytest.mark.parametrize("num_members", [2, 3])
-def test_cutmix_block_uses_patches_when_the_plan_does(num_members):
-    plan = make_plan(num_members)
-    patches = cutmix_masks(plan.ratios, plan.centres[0], SHAPE)[..., None]
-    chex.assert_trees_all_close(masks_of(plan, "cutmix", SHAPE), patches, atol=1e-6)
+@pytest.mark.parametrize("block", MASKS)
+def test_block_draws_each_sample_by_its_key_when_the_batch_is_mixed_by_patches(block, num_members):
+    masks = masks_of(num_members, block)
+    for b, (key, ratios) in enumerate(zip(mask_keys(), random_ratios(num_members).T, strict=True)):
+        expected = MASKS[block](key, ratios, SHAPE)[..., None]
+        chex.assert_trees_all_close(masks[:, b], expected, atol=1e-6)
     chex.assert_trees_all_equal(
-        masks_of(make_plan(num_members, use_patch=False), "cutmix", SHAPE),
-        masks_of(plan, "linear", SHAPE),
+        masks_of(num_members, block, use_patch=False), masks_of(num_members, "linear")
     )
 
 
-@pytest.mark.parametrize("block", BLOCKS)
-@pytest.mark.parametrize("roles", list(itertools.permutations(range(3))))
-def test_members_get_the_masks_of_their_roles(block, roles):
-    masks = masks_of(make_plan(3), block, SHAPE)
-    permuted = masks_of(make_plan(3, roles=roles), block, SHAPE)
-    for member, role in enumerate(roles):
+@pytest.mark.parametrize("num_members", [2, 3])
+def test_cutmix_block_shows_boxes_around_uniform_centers(num_members):
+    masks = masks_of(num_members, "cutmix")
+    for b, (key, ratios) in enumerate(zip(mask_keys(), random_ratios(num_members).T, strict=True)):
+        box = box_mask(ratios[0], jax.random.uniform(key, (2,)), SHAPE)
+        expected = fill_complement(box, ratios)[..., None]
+        chex.assert_trees_all_close(masks[:, b], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("block", MASKS)
+@pytest.mark.parametrize("mask_index", list(itertools.permutations(range(3))))
+def test_members_get_the_masks_of_their_roles(block, mask_index):
+    masks = masks_of(3, block)
+    permuted = masks_of(3, block, mask_index=mask_index)
+    for member, role in enumerate(mask_index):
         chex.assert_trees_all_equal(permuted[member], masks[role])
 
 
 def test_both_members_get_the_box_equally_often(plans):
     plans = jax.tree.map(lambda leaf: leaf[: 22 * 32], plans)  # all by patches
-    masks = jax.jit(jax.vmap(lambda plan: masks_of(plan, "cutmix", SHAPE)))(plans)
+    draw = jax.vmap(functools.partial(draw_masks, block="cutmix", shape=SHAPE))
+    masks = draw(plans.ratios, plans.mask_keys, plans.mask_index, plans.use_patch)
     means = np.asarray(masks.mean((2, 3, 4, 5)))  # [steps, M]
     # A box and its rest have different means, so it shows when a member is preferred. Five
     # standard errors, of independent steps.
     assert abs(means[:, 0].mean() - 0.5) < 5 * means[:, 0].std() / np.sqrt(len(means))
-    boxes = np.asarray(plans.roles[:, 0] == 0)
+    boxes = np.asarray(plans.mask_index[:, 0] == 0)
     assert abs(boxes.mean() - 0.5) < 5 * 0.5 / np.sqrt(len(boxes))
     assert means[boxes, 0].mean() < 0.4 < 0.6 < means[~boxes, 0].mean()
 
 
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("block", MASKS)
 @pytest.mark.parametrize("num_members", [1, 2, 3])
 def test_mixing_equal_features_gives_them_times_the_members(num_members, block):
     """At every position: because masks sum to 1."""
     feature = random_features()
     features = jnp.broadcast_to(feature, (num_members, *feature.shape))
-    mixed = mix_features(features, masks_of(make_plan(num_members), block, SHAPE))
+    mixed = mix_features(features, masks_of(num_members, block))
     chex.assert_trees_all_close(mixed, num_members * feature, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_mix_features_equals_loops_and_keeps_the_dtype(dtype):
-    masks = masks_of(make_plan(3), "cutmix", SHAPE)
+    masks = masks_of(3, "cutmix")
     features = random_features(3).astype(dtype)
     mixed = mix_features(features, masks)
     assert mixed.dtype == dtype

@@ -8,7 +8,9 @@ import optax
 import pytest
 from reference import GOLDENS
 
-from mixmo_jax import batches, config, optimizers
+from mixmo_jax import config
+from mixmo_jax.input_pipeline import batch
+from mixmo_jax.training import optimizers
 
 TRACES = {
     "cifar_bar1": ("cifar100:vanilla", 50_000),
@@ -27,17 +29,17 @@ def load_trace(name):
         }
     spec, num_images = TRACES[name]
     _, settings = config.parse(spec)
-    return trace, settings, batches.steps_per_epoch(settings, num_images)
+    return trace, settings, batch.steps_per_epoch(settings, num_images)
 
 
-def rates(settings, steps_per_epoch, steps):
-    """The rates at 1-based steps of the training, as float64."""
+def learning_rates(settings, steps_per_epoch, steps):
+    """The learning rates at 1-based steps of the training run, as float64."""
     _, schedule = optimizers.create_optimizer(settings, steps_per_epoch)
     return np.asarray(jax.jit(jax.vmap(schedule))(jnp.asarray(steps) - 1), np.float64)
 
 
-def varying_rate(count):
-    return 0.1 / (count + 1)
+def varying_learning_rate(count):
+    return 1 / (10 * (count + 1))
 
 
 @pytest.mark.parametrize("name", TRACES)
@@ -48,19 +50,19 @@ def test_length_of_training_equals_reference(name):
 
 
 @pytest.mark.parametrize("name", TRACES)
-def test_rate_equals_reference_at_listed_steps(name):
+def test_learning_rate_equals_reference_at_listed_steps(name):
     trace, settings, steps_per_epoch = load_trace(name)
-    actual = rates(settings, steps_per_epoch, trace["step"])
+    actual = learning_rates(settings, steps_per_epoch, trace["step"])
     chex.assert_trees_all_close(actual, trace["lr"], rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", TRACES)
-def test_rate_equals_reference_from_each_change_to_the_next(name):
+def test_learning_rate_equals_reference_from_each_change_to_the_next(name):
     trace, settings, steps_per_epoch = load_trace(name)
     first, _, _, expected = trace["changes_step_epoch_iter_lr"].T
     last = np.append(first[1:] - 1, trace["total_steps"])
     for steps in (first, last):
-        actual = rates(settings, steps_per_epoch, steps.astype(int))
+        actual = learning_rates(settings, steps_per_epoch, steps.astype(int))
         chex.assert_trees_all_close(actual, expected, rtol=1e-6)
 
 
@@ -93,12 +95,14 @@ def test_short_warm_up(warmup_steps):
 @pytest.mark.parametrize("weight_decay", [0.0, 0.03])
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_sgd_equals_the_rule_of_torch(nesterov, weight_decay):
-    """Momentum of the decayed gradients, multiplied by the rate of the step; all parameters."""
+    """Momentum of the decayed gradients, times the step's learning rate; for all parameters."""
     rng = np.random.default_rng(0)
     shapes = {"kernel": (3, 4), "scale": (4,), "bias": (4,)}
     params = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
     buffers = {name: np.zeros(shape) for name, shape in shapes.items()}
-    tx = optimizers.sgd(varying_rate, momentum=0.9, nesterov=nesterov, weight_decay=weight_decay)
+    tx = optimizers.sgd(
+        varying_learning_rate, momentum=0.9, nesterov=nesterov, weight_decay=weight_decay
+    )
     actual = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
     state = tx.init(actual)
     for step in range(3):
@@ -109,7 +113,7 @@ def test_sgd_equals_the_rule_of_torch(nesterov, weight_decay):
             decayed = grad + weight_decay * params[name]
             buffers[name] = 0.9 * buffers[name] + decayed
             direction = decayed + 0.9 * buffers[name] if nesterov else buffers[name]
-            params[name] = params[name] - varying_rate(step) * direction
+            params[name] = params[name] - varying_learning_rate(step) * direction
         chex.assert_trees_all_close(jax.tree.map(np.float64, actual), params, rtol=1e-6, atol=1e-6)
 
 
@@ -118,7 +122,7 @@ def test_sgd_equals_the_rule_of_torch(nesterov, weight_decay):
     [("cifar100:cut_mixmo", 6e-4), ("tiny_imagenet:cut_mixmo", 1e-4), ("digits", 6e-4)],
 )
 def test_configs_add_weight_decay_to_the_gradient(spec, gradient):
-    """Without any gradient a parameter of 1 moves by rate * (1 + momentum) * decay."""
+    """Without any gradient a parameter of 1 moves by learning rate * (1 + momentum) * decay."""
     _, settings = config.parse(spec)
     tx, schedule = optimizers.create_optimizer(settings, steps_per_epoch=10)
     params = {"bias": jnp.ones(2)}

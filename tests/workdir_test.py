@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from mixmo_jax import config as config_lib
-from mixmo_jax import datasets, workdir
+from mixmo_jax import datasets
 from mixmo_jax.errors import InputError
+from mixmo_jax.files import read_json
+from mixmo_jax.runs import metric_writer, workdir
 
 
 @pytest.fixture
@@ -18,6 +20,11 @@ def config():
 @pytest.fixture(scope="module")
 def dataset():
     return datasets.load(config_lib.parse("digits")[1].dataset)
+
+
+def open_checkpointed_run(folder, config, dataset):
+    workdir.open_run(folder, config, dataset)
+    (folder / workdir.CHECKPOINTS / "29").mkdir(parents=True)
 
 
 def test_open_run_makes_the_folder_and_finds_it_again(tmp_path, config, dataset):
@@ -53,13 +60,22 @@ def test_fields_set_for_one_reading(tmp_path, config, dataset):
 
 
 def test_other_config_is_named(tmp_path, config, dataset):
-    workdir.open_run(tmp_path, config, dataset)
+    open_checkpointed_run(tmp_path, config, dataset)
     config.num_epochs = 21
     config.mixmo.alpha = 1.0
     message = r"another config: mixmo.alpha=2.0 \(now 1.0\), num_epochs=20 \(now 21\)"
     with pytest.raises(InputError, match=message):
         workdir.open_run(tmp_path, config, dataset)
     assert workdir.read_config(tmp_path).num_epochs == 20
+
+
+def test_run_without_a_checkpoint_makes_room_for_another_config(tmp_path, config, dataset):
+    workdir.open_run(tmp_path, config, dataset)
+    config.num_epochs = 21
+    other = dataset.replace(mean=(0.5,))
+    workdir.open_run(tmp_path, config, other)
+    assert workdir.read_config(tmp_path).num_epochs == 21
+    assert workdir.read_dataset_info(tmp_path)["mean"] == (0.5,)
 
 
 def test_folder_with_something_else(tmp_path, config, dataset):
@@ -79,6 +95,24 @@ def test_folder_that_cannot_be_written(tmp_path, config, dataset):
     assert file.read_text() == "x"
 
 
+def test_run_of_an_older_version_is_read(tmp_path, config, dataset):
+    """Fields that were renamed, and one that did not exist yet."""
+    workdir.open_run(tmp_path, config, dataset)
+    old = json.loads((tmp_path / workdir.CONFIG).read_text())
+    mixmo = old["mixmo"]
+    for name, new in {
+        "prob": "patch_prob",
+        "prob_until": "patch_prob_until",
+        "root": "weight_root",
+    }.items():
+        mixmo[name] = mixmo.pop(new)
+    mixmo["root"] = 2.5
+    del old["input_repetition"]
+    (tmp_path / workdir.CONFIG).write_text(json.dumps(old))
+    config.mixmo.weight_root = 2.5
+    assert workdir.read_config(tmp_path) == config
+
+
 @pytest.mark.parametrize("text", [b"", b"{}", b"[]", b'{"seed": 1}', b"\xff\xfe"])
 def test_damaged_config(tmp_path, config, dataset, text):
     (tmp_path / workdir.CONFIG).write_bytes(text)
@@ -87,59 +121,60 @@ def test_damaged_config(tmp_path, config, dataset, text):
     assert (tmp_path / workdir.CONFIG).read_bytes() == text
 
 
-def test_log_drops_what_lies_beyond_the_checkpoint(tmp_path):
-    with workdir.MetricsLog(tmp_path, 0) as log:
+def test_metrics_beyond_the_checkpoint_are_discarded(tmp_path):
+    with metric_writer.MetricWriter(tmp_path, 0) as writer:
         for epoch in (1, 2, 3):
-            log.write({"epoch": epoch, "step": 10 * epoch, "loss": float(epoch)})
-    with workdir.MetricsLog(tmp_path, 2) as log:
-        log.write({"epoch": 3, "step": 30, "loss": 0.5})
-    losses = [line["loss"] for line in workdir.read_metrics(tmp_path)]
+            writer.write({"epoch": epoch, "step": 10 * epoch, "loss": float(epoch)})
+    with metric_writer.MetricWriter(tmp_path, 2) as writer:
+        writer.write({"epoch": 3, "step": 30, "loss": 0.5})
+    losses = [line["loss"] for line in metric_writer.read_metrics(tmp_path)]
     assert losses == [1.0, 2.0, 0.5]
 
 
 def test_a_line_that_was_cut_off_is_left_out(tmp_path):
-    with workdir.MetricsLog(tmp_path, 0) as log:
+    with metric_writer.MetricWriter(tmp_path, 0) as writer:
         for epoch in (1, 2):
-            log.write({"epoch": epoch, "step": 10 * epoch, "loss": float(epoch)})
-    file = tmp_path / workdir.METRICS
+            writer.write({"epoch": epoch, "step": 10 * epoch, "loss": float(epoch)})
+    file = tmp_path / metric_writer.METRICS
     text = file.read_text()
     file.write_text(text[:-20])
-    assert [line["epoch"] for line in workdir.read_metrics(tmp_path)] == [1]
-    with workdir.MetricsLog(tmp_path, 1) as log:
-        log.write({"epoch": 2, "step": 20, "loss": 2.0})
+    assert [line["epoch"] for line in metric_writer.read_metrics(tmp_path)] == [1]
+    with metric_writer.MetricWriter(tmp_path, 1) as writer:
+        writer.write({"epoch": 2, "step": 20, "loss": 2.0})
     assert file.read_text() == text
     for damage in (text[20:], "{}\n", "5\n", "\0\n"):
         file.write_text(damage)
         with pytest.raises(InputError, match=r"metrics\.jsonl: damaged"):
-            workdir.read_metrics(tmp_path)
+            metric_writer.read_metrics(tmp_path)
 
 
 def test_results_are_valid_json(tmp_path):
-    """Infinities and NaN, which JSON lacks, become null."""
-    results = {"scores": {"ratio_error": float("inf"), "nll": 0.5}}
-    workdir.write_results(tmp_path, results, step=3)
-    expected = {"scores": {"ratio_error": None, "nll": 0.5}}
-    assert json.loads((tmp_path / workdir.RESULTS).read_text()) == expected
-    assert workdir.read_results(tmp_path) == expected
+    """Infinities and NaN, which JSON lacks, are texts that `float` reads back."""
+    numbers = {"ratio_error": float("inf"), "auroc": float("nan"), "low": -float("inf")}
+    results = {"scores": {**numbers, "nll": 0.5}}
+    metric_writer.write_results(tmp_path, results, step=3)
+    expected = {"scores": {"ratio_error": "inf", "auroc": "nan", "low": "-inf", "nll": 0.5}}
+    assert json.loads((tmp_path / metric_writer.RESULTS).read_text()) == expected
+    assert read_json(tmp_path / metric_writer.RESULTS) == expected
     events, results = sorted(f.name for f in tmp_path.iterdir())
     assert events.startswith("events.out.tfevents")
-    assert results == workdir.RESULTS
+    assert results == metric_writer.RESULTS
 
 
-def test_facts_of_the_data_are_kept(tmp_path, config, dataset):
-    """A run goes on, and is evaluated, with the statistics it began with."""
-    workdir.open_run(tmp_path, config, dataset)
-    other = workdir.with_kept_facts(tmp_path, dataset.replace(mean=(0.5,), std=(0.1,)))
+def test_statistics_of_the_data_are_kept(tmp_path, config, dataset):
+    """A run is resumed and evaluated with the statistics it began with."""
+    open_checkpointed_run(tmp_path, config, dataset)
+    other = workdir.restore_statistics(tmp_path, dataset.replace(mean=(0.5,), std=(0.1,)))
     assert (other.mean, other.std) == (dataset.mean, dataset.std)
 
 
 def test_other_data_are_refused(tmp_path, config, dataset):
-    workdir.open_run(tmp_path, config, dataset)
+    open_checkpointed_run(tmp_path, config, dataset)
     with pytest.raises(InputError, match="began with data of another class_names"):
-        workdir.with_kept_facts(tmp_path, dataset.replace(class_names=("a", "b")))
+        workdir.restore_statistics(tmp_path, dataset.replace(class_names=("a", "b")))
     larger = dataset.train.replace(images=dataset.train.images.repeat(2, axis=1))
     with pytest.raises(InputError, match="began with data of another image_shape"):
-        workdir.with_kept_facts(tmp_path, dataset.replace(train=larger))
+        workdir.restore_statistics(tmp_path, dataset.replace(train=larger))
 
 
 @pytest.mark.parametrize(
@@ -153,37 +188,38 @@ def test_other_data_are_refused(tmp_path, config, dataset):
         {"num_images": None},
     ],
 )
-def test_wrong_facts(tmp_path, config, dataset, fields):
+def test_wrong_dataset_info(tmp_path, config, dataset, fields):
     workdir.open_run(tmp_path, config, dataset)
-    facts = json.loads((tmp_path / workdir.DATASET).read_text())
-    (tmp_path / workdir.DATASET).write_text(json.dumps({**facts, **fields}))
-    with pytest.raises(InputError, match=r"dataset\.json: cannot be read"):
-        workdir.read_facts(tmp_path)
+    info = json.loads((tmp_path / workdir.DATASET).read_text())
+    (tmp_path / workdir.DATASET).write_text(json.dumps({**info, **fields}))
+    with pytest.raises(InputError, match=r"dataset\.json: damaged"):
+        workdir.read_dataset_info(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"mean": 1}'])
-def test_damaged_facts(tmp_path, dataset, text):
+def test_damaged_dataset_info(tmp_path, dataset, text):
+    (tmp_path / workdir.CHECKPOINTS / "29").mkdir(parents=True)
     (tmp_path / workdir.DATASET).write_text(text)
-    with pytest.raises(InputError, match=r"dataset\.json: cannot be read"):
-        workdir.with_kept_facts(tmp_path, dataset)
+    with pytest.raises(InputError, match=r"dataset\.json: damaged"):
+        workdir.restore_statistics(tmp_path, dataset)
 
 
 def test_other_test_images_are_warned_of(tmp_path, config, dataset, capsys):
     """As where images were added and removed; the run keeps what it began with."""
-    workdir.open_run(tmp_path, config, dataset)
+    open_checkpointed_run(tmp_path, config, dataset)
     before = (tmp_path / workdir.DATASET).read_text()
-    assert workdir.with_kept_facts(tmp_path, dataset) == dataset
+    assert workdir.restore_statistics(tmp_path, dataset) == dataset
     assert capsys.readouterr().err == ""
     other = dataset.replace(test=dataset.train.subset(np.arange(360)))
-    assert workdir.with_kept_facts(tmp_path, other).test is other.test
+    assert workdir.restore_statistics(tmp_path, other).test is other.test
     assert "its run began with other test images" in capsys.readouterr().err
     workdir.open_run(tmp_path, config, other)
     assert (tmp_path / workdir.DATASET).read_text() == before
 
 
 def test_more_images_than_at_the_start_are_refused(tmp_path, config, dataset):
-    workdir.open_run(tmp_path, config, dataset)
+    open_checkpointed_run(tmp_path, config, dataset)
     fewer = dataset.replace(test=dataset.test.subset(np.arange(90)))
     message = "began with 1,437 train, 360 test images, now 1,437 train, 90 test"
     with pytest.raises(InputError, match=message):
-        workdir.with_kept_facts(tmp_path, fewer)
+        workdir.restore_statistics(tmp_path, fewer)

@@ -1,20 +1,34 @@
-"""Data sources: one file each."""
+"""Datasets: one file each, and the registry of their loaders.
 
-import pathlib
+from mixmo_jax.datasets import DATASETS, Split
+
+def load_mine(config):  # the fields of config.dataset
+    return {"train": Split(images, labels), "test": Split(…)}, ["cat", "dog"]
+
+DATASETS["mine"] = load_mine
+"""
+
+from collections.abc import Callable
 
 import ml_collections
 import numpy as np
 
-from mixmo_jax.datasets import archives, cache, digits
+from mixmo_jax.datasets import digits
 from mixmo_jax.datasets.cifar import CIFAR10, CIFAR100
 from mixmo_jax.datasets.dataset import Dataset, Split, stratified_split
 from mixmo_jax.datasets.image_folder import IMAGE_FOLDER
 from mixmo_jax.datasets.tiny_imagenet import TINY_IMAGENET
 from mixmo_jax.errors import InputError, invalid
 
-__all__ = ["Dataset", "Split", "load"]
+__all__ = ["DATASETS", "Dataset", "Split", "load"]
 
-_SOURCES = {
+Loader = Callable[[ml_collections.ConfigDict], tuple[dict[str, Split], list[str]]]
+
+# From name to loader. A loader takes the fields of `config.dataset` and returns the splits "train"
+# and perhaps "test" and "validation", with images [N, H, W, C] uint8 (C = 1 or 3) and labels [N]
+# int, and the K class names. Without "test", a part of the training images becomes the test split.
+DATASETS: dict[str, Loader] = {
+    "digits": digits.load,
     "cifar10": CIFAR10,
     "cifar100": CIFAR100,
     "tiny_imagenet": TINY_IMAGENET,
@@ -23,82 +37,71 @@ _SOURCES = {
 
 
 def load(config: ml_collections.ConfigDict) -> Dataset:
-    """Loads the data set of `config.dataset`.
+    """Loads the dataset `config.dataset.name`.
 
-    Images read from files are decoded once, cached beside them, and memory-mapped.
+    Images that are read from files are decoded once, cached beside them, and memory-mapped.
 
     Args:
-      config: the fields of `config.dataset`; empty `mean` or `std` are measured on the training
+      config: The fields of `config.dataset`; an empty `mean` or `std` is measured on the training
         images.
 
+    Returns:
+      The dataset, with images [N, H, W, C] uint8 and labels [N] int32 on the host.
+
     Raises:
-      InputError: if the data is not there, or is damaged, or does not fit the config.
+      InputError: if there is no such dataset, if its files are missing or damaged, or if it does
+        not fit the config.
     """
-    if config.name == "digits":
-        splits, class_names = digits.load()
-    elif config.name in _SOURCES:
-        splits, class_names = _load_files(config)
-    else:
-        raise invalid("dataset.name", config.name, f"one of digits, {', '.join(_SOURCES)}")
-    for name, split in splits.items():
+    if config.name not in DATASETS:
+        raise invalid("dataset.name", config.name, f"one of {', '.join(DATASETS)}")
+    loaded, class_names = DATASETS[config.name](config)
+    _check_names(config.name, loaded)
+    splits = {}
+    for name, split in loaded.items():
         _check(f"{config.name}: {name}", split, len(class_names))
-    taken = {}
-    if "test" not in splits:
-        taken["test"] = config.test_fraction
-    if config.validation_fraction:
-        if "validation" in splits:
-            allowed = "0, as the data have a validation split of their own"
-            raise invalid("dataset.validation_fraction", config.validation_fraction, allowed)
-        taken["validation"] = config.validation_fraction
-    for name, fraction in taken.items():
-        parts = stratified_split(splits["train"], fraction, config.split_seed)
-        splits["train"], splits[name] = parts
-        if not len(splits[name]):
-            raise InputError(f"{config.name}: {name}: no class has a training image to spare")
+        splits[name] = Split(split.images, np.asarray(split.labels, np.int32))
+    splits = _split_off(config, splits)
     train, validation = splits["train"], splits.get("validation")
     _check_classes(config, train, len(class_names))
     statistics = _statistics(config, train)
     return Dataset(train, splits["test"], validation, tuple(class_names), **statistics)
 
 
-def _load_files(config):
-    """Splits and class names of a source that is made of files."""
-    source = _SOURCES[config.name]
-    path = source.locate(config.data_dir)
-    options = {name: config[name] for name in source.options}
-    folder = (
-        pathlib.Path(config.cache_dir).expanduser()
-        if config.cache_dir
-        else (path if path.is_dir() else path.parent) / ".mixmo_jax"
-    )
-
-    def build(arrays: cache.Arrays) -> None:
-        source.verify(path)
-        source.build(path, config, arrays)
-
-    # Beside the source, the cache may move along with it.
-    where = str(path.absolute()) if config.cache_dir else path.name
-    arrays, meta = cache.load(
-        folder,
-        f"{config.name}-{cache.key(where, options)}",
-        {"path": where, "fingerprint": archives.fingerprint(path), **options},
-        build,
-    )
-    names = sorted({name.partition("_")[0] for name in arrays})
-    splits = {k: Split(arrays[f"{k}_images"], np.array(arrays[f"{k}_labels"])) for k in names}
-    return splits, meta["class_names"]
+def _check_names(name, splits):
+    if "train" not in splits or not splits.keys() <= {"train", "test", "validation"}:
+        allowed = "train and perhaps test and validation"
+        raise InputError(f"{name}: splits {', '.join(splits)}: expected {allowed}")
 
 
 def _check(name, split, num_classes):
-    """Holds a split against what every source promises."""
+    """Raises `InputError` unless a split is what every loader promises."""
     images, labels = split.images, split.labels
     if images.ndim != 4 or images.dtype != np.uint8 or images.shape[-1] not in (1, 3):
-        raise InputError(f"{name}: images are {images.dtype}{images.shape}, expected [N, H, W, C]")
+        expected = "uint8 [N, H, W, C] with C = 1 or 3"
+        raise InputError(f"{name}: images are {images.dtype}{images.shape}, expected {expected}")
     if labels.shape != (len(images),) or not len(labels):
         raise InputError(f"{name}: {len(images)} images, but labels {labels.shape}")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(f"{name}: labels are {labels.dtype}, expected integers")
     if labels.min() < 0 or labels.max() >= num_classes:
         outside = labels.min() if labels.min() < 0 else labels.max()
         raise InputError(f"{name}: a label {outside}, but {num_classes} classes")
+
+
+def _split_off(config, splits):
+    """Returns the splits with the test and validation images that come from the training split."""
+    fractions = {} if "test" in splits else {"test": config.test_fraction}
+    if config.validation_fraction:
+        if "validation" in splits:
+            allowed = "0, as the data have a validation split of their own"
+            raise invalid("dataset.validation_fraction", config.validation_fraction, allowed)
+        fractions["validation"] = config.validation_fraction
+    for name, fraction in fractions.items():
+        train, taken = stratified_split(splits["train"], fraction, config.split_seed)
+        if not len(taken):
+            raise InputError(f"{config.name}: {name}: no class has a training image to spare")
+        splits = {**splits, "train": train, name: taken}
+    return splits
 
 
 def _check_classes(config, train, num_classes):
@@ -108,7 +111,7 @@ def _check_classes(config, train, num_classes):
 
 
 def _statistics(config, train):
-    """Mean and standard deviation of each channel, given or measured."""
+    """Returns the mean and standard deviation of each channel, given or measured."""
     channels = train.images.shape[-1]
     counts = np.zeros((channels, 256))
     if not (config.mean and config.std):

@@ -1,4 +1,4 @@
-"""Decoded images beside their source, so that they are decoded once and memory-mapped after."""
+"""Decoded images on the disk: decoded once, memory-mapped from then on."""
 
 import contextlib
 import hashlib
@@ -13,11 +13,15 @@ import numpy as np
 from mixmo_jax.errors import InputError
 
 _META = "meta.json"
-_FORMAT = 2  # raise it when what is written changes
+_FORMAT = 3  # to be raised when what is written changes
 
 
 class Arrays:
-    """Named arrays in a folder under construction; `meta` is any JSON that goes with them."""
+    """Named arrays in a folder under construction.
+
+    Attributes:
+      meta: Any values that JSON can hold, stored with the arrays.
+    """
 
     def __init__(self, folder: pathlib.Path):
         self.meta = {}
@@ -25,7 +29,7 @@ class Arrays:
         self._open = []
 
     def create(self, name: str, shape: tuple[int, ...], dtype: np.typing.DTypeLike) -> np.ndarray:
-        """Returns a new array to be filled in, mapped to its file."""
+        """Returns a new array to be filled in, memory-mapped to its file."""
         file = self._folder / f"{name}.npy"
         array = np.lib.format.open_memmap(file, "w+", dtype, shape)
         # Reserved at once: writing to a mapped file on a full disk would kill the process.
@@ -35,7 +39,7 @@ class Arrays:
         return array
 
     def finish(self, source: dict[str, str]) -> None:
-        """Writes all to the disk."""
+        """Writes everything to the disk."""
         for file, array in self._open:
             array.flush()
             with file.open("rb") as handle:
@@ -51,16 +55,16 @@ def load(
     """Returns the cached arrays of a source, after building them if they are not there.
 
     Args:
-      folder: of all caches beside a source.
-      name: of the source.
-      source: what the arrays follow from; a cache of another source is replaced.
-      build: fills in the arrays. What it writes counts only once it has returned.
+      folder: The folder of the caches.
+      name: The name of this cache.
+      source: The facts that determine the arrays; a cache with other facts is replaced.
+      build: A function that creates and fills in the arrays. They count once it has returned.
 
     Returns:
-      The arrays, memory-mapped for reading, by name; and the meta data.
+      The arrays by name, memory-mapped for reading; and the metadata.
 
     Raises:
-      InputError: if the disk is full or cannot be written.
+      InputError: if the disk is full, or if the folder cannot be written.
     """
     source = {**source, "format": _FORMAT}
     final = folder / name
@@ -78,7 +82,7 @@ def load(
 
 
 def _open(folder, source):
-    """Arrays and meta data; None if they are missing, damaged or of another source."""
+    """Returns arrays and metadata; None if they are missing, damaged or of another source."""
     try:
         meta = json.loads((folder / _META).read_text())
         if meta["source"] != source:
@@ -90,7 +94,7 @@ def _open(folder, source):
 
 
 def _build(final, source, build):
-    """Builds beside the place and moves there when all is written: a part is never in place."""
+    """Builds in a folder beside the final one, which it becomes when all is written."""
     new = not final.parent.exists()
     final.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(final)
@@ -108,14 +112,14 @@ def _build(final, source, build):
         shutil.rmtree(part.with_suffix(".old"), ignore_errors=True)
         if new:
             with contextlib.suppress(OSError):
-                final.parent.rmdir()  # if nothing came of it
+                final.parent.rmdir()  # if it is empty
 
 
 def _remove_leftovers(final):
-    """Removes what processes that were killed have left."""
+    """Removes what killed processes have left."""
     for part in final.parent.glob(f".{final.name}.*"):
         pid = part.name.split(".")[-2]
-        # A process of our own number is dead, too: in containers the numbers repeat.
+        # A process with the ID of this one is dead, too: in containers the IDs repeat.
         dead = pid == str(os.getpid()) or not pathlib.Path(f"/proc/{pid}").exists()
         if pid.isdigit() and dead:
             shutil.rmtree(part, ignore_errors=True)

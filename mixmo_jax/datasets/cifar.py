@@ -1,4 +1,7 @@
-"""CIFAR-10 and CIFAR-100, from the official archives in their binary or their Python form."""
+"""CIFAR-10 and CIFAR-100, from the official archives in their binary or their Python form.
+
+The pickles of the Python form are read without running or trusting anything in them.
+"""
 
 import io
 import pathlib
@@ -10,11 +13,12 @@ from mixmo_jax.datasets.archives import Files
 from mixmo_jax.datasets.cache import Arrays
 from mixmo_jax.datasets.source import Official, Source
 from mixmo_jax.errors import InputError, warn
+from mixmo_jax.files import reading
 
 _PIXELS = 3 * 32 * 32
 _OFFICIAL_COUNTS = {"train": 50_000, "test": 10_000}
 
-# Of each data set: the files of a split in the binary form (".bin") and in the Python form, the
+# For each dataset: the files of a split in the binary form (".bin") and in the Python form, the
 # files with the class names, the keys of names and labels, the bytes of labels before an image.
 _CIFAR10 = {
     "train": [f"data_batch_{i}" for i in range(1, 6)],
@@ -30,6 +34,20 @@ _CIFAR100 = {
     "labels": b"fine_labels",
     "label_bytes": 2,  # coarse, fine
 }
+
+# What reading a damaged pickle may raise.
+_PICKLE_DAMAGE = (
+    pickle.UnpicklingError,
+    EOFError,
+    AttributeError,
+    ImportError,
+    IndexError,
+    KeyError,
+    TypeError,
+    ValueError,
+    OverflowError,
+    MemoryError,
+)
 
 
 def _build(path: pathlib.Path, layout: dict, arrays: Arrays) -> None:
@@ -61,7 +79,7 @@ def _build(path: pathlib.Path, layout: dict, arrays: Arrays) -> None:
 
 
 def _read_binary(files, name, layout):
-    """Labels [N] and pixels [N, 3072] of a file of records: label bytes, then the pixels."""
+    """Returns labels [N] and pixels [N, 3072] of a file of records: label bytes, then pixels."""
     name, size = f"{name}.bin", layout["label_bytes"] + _PIXELS
     data = np.frombuffer(files.read(name), np.uint8)
     if not data.size or data.size % size:
@@ -72,11 +90,14 @@ def _read_binary(files, name, layout):
 
 
 def _read_pickle(files, name, layout):
-    """Labels [N] and pixels [N, 3072] of a pickled dictionary."""
+    """Returns labels [N] and pixels [N, 3072] of a pickled dictionary."""
     entry = _unpickle(files, name)
     data, labels = entry.get(b"data"), entry.get(layout["labels"])
-    pixels = isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 2
-    if not pixels or data.shape[1] != _PIXELS or not isinstance(labels, list):
+    if isinstance(data, _PickledArray):
+        with reading(f"{files.path}: {name}", TypeError, ValueError):
+            data = data.to_numpy()
+    pixels = isinstance(data, np.ndarray) and data.shape[1:] == (_PIXELS,)
+    if not pixels or not isinstance(labels, list):
         raise InputError(f"{files.path}: {name}: expected data of uint8 [N, {_PIXELS}] and labels")
     valid = bool(labels) and all(isinstance(k, int) and k >= 0 for k in labels)
     if not valid or len(labels) != len(data):
@@ -91,53 +112,81 @@ def _names(names, files):
 
 
 def _unpickle(files: Files, name: str) -> dict:
-    try:
-        value = _DataUnpickler(io.BytesIO(files.read(name)), encoding="bytes").load()
-    except InputError as error:
-        raise InputError(f"{files.path}: {name}: {error}") from None
-    except Exception as error:  # whatever a damaged pickle leads to
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(f"{files.path}: {name}: damaged: {reason}") from None
+    what = f"{files.path}: {name}"
+    content = files.read(name)
+    with reading(what, *_PICKLE_DAMAGE):
+        value = _DataUnpickler(what, io.BytesIO(content), encoding="bytes").load()
     if not isinstance(value, dict):
-        raise InputError(f"{files.path}: {name}: expected a dictionary")
+        raise InputError(f"{what}: expected a dictionary")
     return value
 
 
 class _DataUnpickler(pickle.Unpickler):
-    """Reads dictionaries, lists, strings, numbers and NumPy arrays; runs nothing else."""
+    """Reads dictionaries, lists, strings, numbers and arrays; runs nothing else."""
+
+    def __init__(self, what: str, file: io.BytesIO, **kwargs: object):
+        super().__init__(file, **kwargs)
+        self._what = what
 
     def find_class(self, module, name):
         """Returns what a pickle of arrays may ask for; anything else is refused."""
+        known = {
+            ("numpy", "ndarray"): _PickledArray,
+            ("numpy", "dtype"): _PickledDtype,
+            ("numpy.core.multiarray", "_reconstruct"): _PickledArray,
+            ("_codecs", "encode"): self._encode,
+            ("__builtin__", "bytes"): _no_bytes,
+            ("builtins", "bytes"): _no_bytes,
+        }
         core = module.replace("numpy._core", "numpy.core")
-        if (core, name) == ("numpy", "ndarray"):
-            return np.ndarray
-        if (core, name) == ("numpy", "dtype"):
-            return np.dtype
-        if (core, name) == ("numpy.core.multiarray", "_reconstruct"):
-            return _new_array
-        if (core, name) == ("_codecs", "encode"):
-            return _encode
-        if (core, name) in (("__builtin__", "bytes"), ("builtins", "bytes")):
-            return _no_bytes
-        raise InputError(f"refused to load: the pickle asks for {f'{module}.{name}'!r}")
+        if (core, name) not in known:
+            raise self._refused(repr(f"{module}.{name}"))
+        return known[core, name]
 
+    def _encode(self, text, encoding):
+        """Returns bytes as pickles of protocol 2 hold them."""
+        if encoding not in ("latin1", b"latin1"):
+            raise self._refused(f"the encoding {encoding!r}")
+        return text.encode("latin1")
 
-def _new_array(kind, shape, dtype):
-    if kind is not np.ndarray:
-        raise InputError("refused to load: the pickle asks for an unusual array")
-    return np.ndarray(shape, dtype)
+    def _refused(self, name):
+        return InputError(f"{self._what}: refused to load: the pickle asks for {name}")
 
 
 def _no_bytes():
-    """How pickles of protocol 2 hold bytes of no length."""
+    """Returns bytes of no length as pickles of protocol 2 hold them."""
     return b""
 
 
-def _encode(text, encoding):
-    """How pickles of protocol 2 hold bytes."""
-    if encoding not in ("latin1", b"latin1"):
-        raise InputError(f"refused to load: the pickle asks for the encoding {encoding!r}")
-    return text.encode("latin1")
+class _PickledDtype:
+    """A pickled dtype, of which only the name counts."""
+
+    name = None
+
+    def __init__(self, name=None, *args):
+        self.name = name
+
+    def __setstate__(self, state):
+        """Ignores the byte order and the like."""
+
+
+class _PickledArray:
+    """A pickled array. NumPy's own unpickling may crash on a damaged file."""
+
+    _state = ()
+
+    def __init__(self, *args):
+        """Ignores the type and shape of an array that is still empty."""
+
+    def __setstate__(self, state):
+        self._state = state
+
+    def to_numpy(self) -> np.ndarray:
+        """Returns the array, uint8."""
+        _, shape, dtype, is_fortran, data = self._state
+        if not isinstance(dtype, _PickledDtype) or dtype.name not in ("u1", b"u1"):
+            raise ValueError("expected an array of uint8")
+        return np.frombuffer(data, np.uint8).reshape(shape, order="F" if is_fortran else "C")
 
 
 CIFAR10 = Source(
@@ -149,6 +198,7 @@ CIFAR10 = Source(
         "cifar-10-batches-py",
     ),
     markers=("data_batch_1.bin", "data_batch_1"),
+    archived=(("data_batch_1.bin", "batches.meta.txt"), ("data_batch_1", "batches.meta")),
     url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
     official=(
         Official(170_052_171, "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"),
@@ -164,6 +214,7 @@ CIFAR100 = Source(
         "cifar-100-python",
     ),
     markers=("train.bin", "fine_label_names.txt", "meta"),
+    archived=(("train.bin", "fine_label_names.txt"), ("train", "test", "meta")),
     url="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
     official=(
         Official(168_513_733, "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"),

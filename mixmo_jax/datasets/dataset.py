@@ -1,4 +1,4 @@
-"""The form every data source is brought into."""
+"""The form that every dataset is brought into."""
 
 import hashlib
 
@@ -8,12 +8,22 @@ import numpy as np
 
 
 class Rows:
-    """Some rows of an array, in the order of their numbers, without a copy of them.
+    """A selection of the rows of an array, which are not copied.
 
     Indexed like an array along its first axis, by integers, slices or arrays of integers.
+
+    Attributes:
+      shape: The shape of the selection.
+      dtype: The dtype of the array.
     """
 
     def __init__(self, array: np.ndarray, rows: np.ndarray):
+        """Selects rows.
+
+        Args:
+          array: An array [N, …].
+          rows: The indices [n] int of the selected rows, in their order.
+        """
         self._array, self._rows = array, rows
         self.shape = (len(rows), *array.shape[1:])
         self.dtype = array.dtype
@@ -30,28 +40,33 @@ class Rows:
 
 @flax.struct.dataclass
 class Split:
-    """Images and labels, in memory on the host or on devices, or mapped to a file."""
+    """Images and labels, in memory on the host or on devices, or memory-mapped.
 
-    images: np.ndarray | Rows | jax.Array  # [N, H, W, C] uint8
-    labels: np.ndarray | jax.Array  # [N] int32
+    Attributes:
+      images: The images [N, H, W, C] uint8.
+      labels: The labels [N] int32.
+    """
+
+    images: np.ndarray | Rows | jax.Array
+    labels: np.ndarray | jax.Array
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
     def nbytes(self) -> int:
-        """Size of the images."""
+        """The size of the images in bytes."""
         return int(np.prod(self.images.shape))
 
     def digest(self) -> str:
-        """Returns a text that tells splits apart: of all labels and up to 1,000 of the images."""
+        """Returns a hexadecimal digest of all labels and of up to 1,000 of the images."""
         rows = np.linspace(0, len(self) - 1, min(len(self), 1000)).astype(int)
         digest = hashlib.sha256(np.asarray(self.labels, np.int32).tobytes())
         digest.update(np.ascontiguousarray(self.images[rows]).tobytes())
         return digest.hexdigest()
 
     def subset(self, rows: np.ndarray) -> "Split":
-        """Returns some of the images: [n] int → n images. They are not copied."""
+        """Returns the images and labels of the given indices [n] int; images are not copied."""
         return Split(Rows(self.images, rows), self.labels[rows])
 
     def in_memory(self) -> "Split":
@@ -60,15 +75,16 @@ class Split:
 
 
 def stratified_split(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
-    """Takes a fraction of every class out of a split; the same for the same seed.
+    """Splits off a fraction of every class; the same images for the same seed.
 
     Args:
-      split: of N images.
-      fraction: more than 0, less than 1. At least one image of a class stays, and one is taken.
-      seed: of the choice.
+      split: The split to take images from.
+      fraction: The fraction to take, more than 0 and less than 1. At least one image of each class
+        stays and, of a class with two or more, at least one is taken.
+      seed: The seed of the choice.
 
     Returns:
-      What stays and what is taken, each in the order of `split`.
+      The images that stay and those that are taken, each in the order of `split`.
     """
     rng = np.random.default_rng(seed)
     taken = np.zeros(len(split), bool)
@@ -81,26 +97,36 @@ def stratified_split(split: Split, fraction: float, seed: int) -> tuple[Split, S
 
 @flax.struct.dataclass
 class Dataset:
-    """Splits and what is needed to feed and to read a network."""
+    """The splits of a dataset, its class names, and the statistics for normalization.
+
+    Attributes:
+      train: The images for training.
+      test: The images for the final scores.
+      validation: The images for the selection of a model, if any; never those of `test`.
+      class_names: The names of the K classes, in the order of the labels.
+      mean: The mean of each channel, on a scale of 0 to 1.
+      std: The standard deviation of each channel, on the same scale.
+    """
 
     train: Split
     test: Split
-    validation: Split | None  # for the selection of a model; never the test set
+    validation: Split | None
     class_names: tuple[str, ...] = flax.struct.field(pytree_node=False)
-    mean: tuple[float, ...] = flax.struct.field(pytree_node=False)  # per channel, scale 0 to 1
+    mean: tuple[float, ...] = flax.struct.field(pytree_node=False)
     std: tuple[float, ...] = flax.struct.field(pytree_node=False)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C)."""
+        """The shape (H, W, C) of an image."""
         return self.train.images.shape[1:]
 
     @property
     def num_images(self) -> dict[str, int]:
-        """Images of each split."""
+        """The number of images of each split."""
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: len(split) for name, split in splits.items() if split is not None}
 
     @property
     def num_classes(self) -> int:
+        """The number of classes, K."""
         return len(self.class_names)

@@ -1,27 +1,33 @@
-"""The handwritten digits that scikit-learn brings: 1,797 grey images of 8x8 pixels."""
+"""The handwritten digits that scikit-learn includes: 1,797 gray images of 8x8 pixels."""
 
+import ml_collections
 import numpy as np
 
 from mixmo_jax.datasets.dataset import Split
 
-_TEST_SHARE = 0.2
+_TEST_FRACTION = 0.2
 
 
-def load() -> tuple[dict[str, Split], list[str]]:
-    """Returns the splits "train" (1,437 images) and "test" (360), and the class names.
+def load(config: ml_collections.ConfigDict) -> tuple[dict[str, Split], list[str]]:
+    """Loads the digits, split by class and always alike.
 
-    The split is stratified and always the same.
+    Args:
+      config: The fields of `config.dataset`, none of which is used.
+
+    Returns:
+      The splits "train" (1,437 images) and "test" (360), with images [N, 8, 8, 1] uint8 and labels
+      [N] int32; and the class names.
     """
-    from sklearn import datasets, model_selection
+    from sklearn import datasets, model_selection  # takes a second
 
     digits = datasets.load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
     labels = digits.target.astype(np.int32)
-    train, test = model_selection.train_test_split(
-        np.arange(len(labels)), test_size=_TEST_SHARE, random_state=0, stratify=labels
+    parts = model_selection.train_test_split(
+        np.arange(len(labels)), test_size=_TEST_FRACTION, random_state=0, stratify=labels
     )
     splits = {
-        "train": Split(images[train], labels[train]),
-        "test": Split(images[test], labels[test]),
+        name: Split(images[rows], labels[rows])
+        for name, rows in zip(("train", "test"), parts, strict=True)
     }
     return splits, [str(name) for name in digits.target_names]

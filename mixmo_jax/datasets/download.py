@@ -1,4 +1,4 @@
-"""Downloads that fail at once where there is no network."""
+"""Downloads that fail within seconds where there is no network."""
 
 import http.client
 import os
@@ -15,10 +15,15 @@ _BLOCK = 1 << 20
 
 
 def download(url: str, file: pathlib.Path) -> None:
-    """Downloads a file; it gets its name when it is complete.
+    """Downloads a file, which gets its name once it is complete.
+
+    Args:
+      url: The address.
+      file: The file to write; its folder is created.
 
     Raises:
-      InputError: if there is no answer within seconds, or the transfer breaks off.
+      InputError: if there is no answer within seconds, if the transfer breaks off, or if the file
+        cannot be written.
     """
     response = _connect(url)
     length = response.headers.get("Content-Length") or ""
@@ -47,7 +52,7 @@ def download(url: str, file: pathlib.Path) -> None:
 
 
 def _connect(url):
-    """Opens a URL, in a thread, as looking up a name may hang for longer than any timeout."""
+    """Opens a URL in a thread, as a name lookup may hang for longer than any timeout."""
     result = []
 
     def connect():

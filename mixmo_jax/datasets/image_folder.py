@@ -1,4 +1,4 @@
-"""Anybody's images: a folder for each class."""
+"""Images of one's own: a folder for each class, in a folder or an archive."""
 
 import os
 import pathlib
@@ -13,58 +13,78 @@ from mixmo_jax.datasets.source import Source
 from mixmo_jax.errors import InputError
 
 
-def read_index(path: pathlib.Path) -> tuple[list[str], dict[str, list[tuple[str, int]]]]:
+def read_index(files: Files) -> tuple[list[str], dict[str, list[tuple[str, int]]]]:
     """Finds the images: train/<class>/… and test/<class>/… (or val/), or just <class>/….
 
-    With both test/ and val/, val/ is the validation split.
+    With both test/ and val/, val/ is the validation split. In an archive, all may lie in one
+    folder at the top.
 
     Args:
-      path: of the folder.
+      files: The files of the folder or archive.
 
     Returns:
-      The class names in alphabetical order; and of the splits "train" and, if they are there,
+      The class names in alphabetical order; and for the splits "train" and, if they are there,
       "test" and "validation" the names and labels of all image files.
 
     Raises:
-      InputError: if there are no classes, or one has no images, or is not in the training split.
+      InputError: if there are no classes, or if a class has no images or is not in the training
+        split.
     """
-    if not path.is_dir():
-        raise InputError(f"dataset.data_dir={str(path)!r}: expected a folder with images")
-    roots = {"train": path}
-    if (path / "train").is_dir():
-        roots["train"] = path / "train"
-        held_out = [path / name for name in ("test", "val") if (path / name).is_dir()]
-        roots.update(zip(("test", "validation"), held_out, strict=False))
-    elif (path / "val").is_dir() or (path / "test").is_dir():
-        raise InputError(f"{path}: a folder for testing, but no folder train")
-    class_names = _class_folders(roots["train"])
+    roots = _split_folders(files)
+    class_names = files.subfolders(roots["train"])
     if len(class_names) < 2:
-        raise InputError(f"{roots['train']}: expected a folder of images for each class, 2 or more")
+        allowed = "expected a folder of images for each class, 2 or more"
+        raise InputError(f"{files.path / roots['train']}: {allowed}")
     labels = {name: label for label, name in enumerate(class_names)}
     splits = {}
     for split, root in roots.items():
-        splits[split] = []
-        folders = _class_folders(root)
-        if not folders:
-            raise InputError(f"{root}: expected a folder of images for each class")
-        for name in folders:
+        found = files.subfolders(root)
+        if not found:
+            raise InputError(f"{files.path / root}: expected a folder of images for each class")
+        for name in found:
             if name not in labels:
-                raise InputError(f"{root / name}: there is no such class in {roots['train']}")
-            images = [n for n in Files(root / name).names if n.lower().endswith(ENDINGS)]
-            if not images:
-                raise InputError(f"{root / name}: no images ({', '.join(ENDINGS)})")
-            folder = (root / name).relative_to(path).as_posix()
-            splits[split] += [(f"{folder}/{image}", labels[name]) for image in images]
+                place = files.path / roots["train"]
+                raise InputError(f"{files.path / root / name}: there is no such class in {place}")
+        splits[split] = _images(files, root, labels)
+        present = {label for _, label in splits[split]}
+        for name in found:
+            if labels[name] not in present:
+                raise InputError(f"{files.path / root / name}: no images ({', '.join(ENDINGS)})")
     return class_names, splits
 
 
-def _class_folders(root):
-    return sorted(f.name for f in root.iterdir() if f.is_dir() and f.name[0] != ".")
+def _split_folders(files):
+    """Returns the folder, "" or "…/", of each split that there is."""
+    top, found = "", files.subfolders()
+    if files.path.is_file() and len(found) == 1 and found[0] not in ("train", "test", "val"):
+        top = f"{found[0]}/"
+        found = files.subfolders(top)
+    held_out = [f"{top}{name}/" for name in ("test", "val") if name in found]
+    if "train" in found:
+        return {
+            "train": f"{top}train/",
+            **dict(zip(("test", "validation"), held_out, strict=False)),
+        }
+    if held_out:
+        raise InputError(f"{files.path / top}: a folder for testing, but no folder train")
+    return {"train": top}
+
+
+def _images(files, root, labels):
+    """Returns the names and labels of the image files in a split's folder."""
+    inside = [name for name in files.names if name.startswith(root)]
+    images = [(name, name.removeprefix(root).partition("/")) for name in inside]
+    found = [
+        (name, labels[class_name])
+        for name, (class_name, _, rest) in images
+        if rest.lower().endswith(ENDINGS)
+    ]
+    return sorted(found, key=lambda entry: entry[0].split("/"))  # not as they lie in an archive
 
 
 def _build(path: pathlib.Path, config: ml_collections.ConfigDict, arrays: Arrays) -> None:
-    class_names, splits = read_index(path)
     files = Files(path)
+    class_names, splits = read_index(files)
     for split, entries in splits.items():
         shape = (len(entries), config.image_size, config.image_size, 3)
         images = arrays.create(f"{split}_images", shape, np.uint8)

@@ -1,4 +1,4 @@
-"""What a data set of files is read from, and where it is looked for."""
+"""Datasets made of files: where they are looked for, how they are checked, and their loader."""
 
 import dataclasses
 import hashlib
@@ -7,15 +7,18 @@ import pathlib
 from collections.abc import Callable
 
 import ml_collections
+import numpy as np
 
-from mixmo_jax.datasets.cache import Arrays
+from mixmo_jax.datasets import archives, cache
+from mixmo_jax.datasets.dataset import Split
 from mixmo_jax.datasets.download import download
-from mixmo_jax.errors import InputError, invalid
+from mixmo_jax.errors import InputError, invalid, warn
+from mixmo_jax.files import reading
 
 
 @dataclasses.dataclass(frozen=True)
 class Official:
-    """Size and digest (MD5 or SHA-256, in hexadecimal) of an archive as it was published."""
+    """Size in bytes and digest (MD5 or SHA-256, hexadecimal) of an archive as it was published."""
 
     size: int
     digest: str
@@ -23,53 +26,136 @@ class Official:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A data set of files.
+    """A dataset made of files; calling it loads the dataset.
 
     Attributes:
-      build: `build(path, config, arrays)` decodes what is at a path: it creates `train_images`,
-        `train_labels` and perhaps the same of `test` and `validation`, and sets `class_names` in
-        `arrays.meta`.
-      candidates: names under which it may lie in `dataset.data_dir`, the best first.
-      markers: files by which a folder is known to be the data set itself.
-      url: of the official archive, saved as the last part of the address. None: `data_dir` itself
-        is the data set.
-      official: the archives whose digests are known.
-      options: fields of `config.dataset` that change what is built.
+      build: A function `build(path, config, arrays)` that decodes what lies at a path: it creates
+        `train_images`, `train_labels` and perhaps the same of `test` and `validation`, and sets
+        `class_names` in `arrays.meta`.
+      candidates: The names under which it may lie in `dataset.data_dir`, the best first.
+      markers: The files by which a folder is known to be the dataset itself.
+      archived: The files that together identify an archive under another name, a tuple for each
+        published form.
+      url: The address of the official archive, saved under the last part of the address. None
+        means that `data_dir` itself is the dataset.
+      official: The archives whose digests are known.
+      options: The fields of `config.dataset` that change what is built.
     """
 
-    build: Callable[[pathlib.Path, ml_collections.ConfigDict, Arrays], None]
+    build: Callable[[pathlib.Path, ml_collections.ConfigDict, cache.Arrays], None]
     candidates: tuple[str, ...] = ()
     markers: tuple[str, ...] = ()
+    archived: tuple[tuple[str, ...], ...] = ()
     url: str | None = None
     official: tuple[Official, ...] = ()
     options: tuple[str, ...] = ()
 
-    def locate(self, data_dir: str) -> pathlib.Path:
-        """Returns where the data set lies; downloads it if it is not there.
+    def __call__(self, config: ml_collections.ConfigDict) -> tuple[dict[str, Split], list[str]]:
+        """Loads the dataset, from its cache if it has been decoded before.
 
         Args:
-          data_dir: a folder with it, the folder or archive itself, or "" for the folder that
-            tensorflow-datasets uses.
+          config: The fields of `config.dataset`.
+
+        Returns:
+          The splits by name, with images [N, H, W, C] uint8, memory-mapped, and labels [N] int32;
+          and the class names.
 
         Raises:
-          InputError: if it is not there and cannot be downloaded.
+          InputError: if the files are missing or damaged, or if the cache cannot be written.
         """
-        if self.url is None:
-            if not data_dir:
-                allowed = "a folder with one folder of images per class"
-                raise invalid("dataset.data_dir", data_dir, allowed)
-            folder = pathlib.Path(data_dir).expanduser()
-            if not folder.exists():
-                raise InputError(f"dataset.data_dir={data_dir!r}: no such folder")
-            return folder
+        path = self.locate(config.data_dir)
+        options = {name: config[name] for name in self.options}
+        folder = (path if path.is_dir() else path.parent) / ".mixmo_jax"
+        where = path.name  # a cache beside the source may be moved along with it
+        if config.cache_dir:
+            folder = pathlib.Path(config.cache_dir).expanduser()
+            where = str(path.absolute())
+
+        def build(arrays: cache.Arrays) -> None:
+            self.verify(path)
+            self.build(path, config, arrays)
+
+        arrays, meta = cache.load(
+            folder,
+            f"{config.name}-{cache.key(where, options)}",
+            {"path": where, "fingerprint": archives.fingerprint(path), **options},
+            build,
+        )
+        names = sorted({name.partition("_")[0] for name in arrays})
+        splits = {k: Split(arrays[f"{k}_images"], np.array(arrays[f"{k}_labels"])) for k in names}
+        return splits, meta["class_names"]
+
+    def locate(self, data_dir: str) -> pathlib.Path:
+        """Returns where the dataset lies; downloads it if it is not there.
+
+        Args:
+          data_dir: The folder in which it lies, the dataset's own folder or archive, or "" for the
+            folder that tensorflow-datasets uses.
+
+        Raises:
+          InputError: if `data_dir` does not exist, or if the download fails.
+        """
+        folder = self._data_folder(data_dir)
+        with reading(folder):
+            itself = folder.is_file() or any((folder / name).is_file() for name in self.markers)
+            if itself or self.url is None:
+                return folder
+            found = self._find(folder)
+        return found or self._download(folder)
+
+    def verify(self, path: pathlib.Path) -> None:
+        """Raises `InputError` if an archive has the size of an official one but not its content."""
+        for official in self.official:
+            if not path.is_file() or path.stat().st_size != official.size:
+                continue
+            method = {32: "md5", 64: "sha256"}[len(official.digest)]
+            with reading(path), path.open("rb") as file:
+                digest = hashlib.file_digest(file, method).hexdigest()
+            if digest != official.digest:
+                message = f"{method} is {digest}, expected {official.digest}"
+                raise InputError(f"{path}: damaged: {message}; download it again")
+
+    def _data_folder(self, data_dir):
+        if not data_dir and self.url is None:
+            raise invalid("dataset.data_dir", data_dir, "a folder or an archive")
         default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
         folder = pathlib.Path(data_dir or default).expanduser()
-        if folder.is_file() or any((folder / marker).is_file() for marker in self.markers):
-            return folder
-        for base in (folder, folder / "downloads" / "manual"):
+        if data_dir:
+            with reading(
+                f"dataset.data_dir={data_dir!r}", advice="expected a folder or an archive"
+            ):
+                folder.stat()
+        return folder
+
+    def _find(self, folder):
+        """Returns the first candidate, or else the first archive that holds the dataset's files."""
+        places = (folder, folder / "downloads" / "manual")
+        for place in places:
             for name in self.candidates:
-                if (base / name).exists():
-                    return base / name
+                if (place / name).exists():
+                    return place / name
+        for place in places:
+            for path in sorted(place.iterdir()) if place.is_dir() else []:
+                named = path.name.lower().endswith(archives.ENDINGS)
+                if named and path.is_file() and self._is_in(path):
+                    return path
+        return None
+
+    def _is_in(self, archive):
+        """Whether an archive holds all files of one of the published forms in one folder."""
+        try:
+            names = set(archives.archive_names(archive))
+        except InputError as error:
+            warn(f"{error}; ignored")  # it may be something else
+            return False
+        roots = {name.rpartition("/")[0] for name in names}
+        return any(
+            all(f"{root}/{file}".lstrip("/") in names for file in files)
+            for root in roots
+            for files in self.archived
+        )
+
+    def _download(self, folder):
         archive = folder / self.url.rpartition("/")[2]
         try:
             download(self.url, archive)
@@ -79,16 +165,3 @@ class Source:
                 f"folder with --config.dataset.data_dir (downloading failed: {error})"
             ) from None
         return archive
-
-    def verify(self, path: pathlib.Path) -> None:
-        """Raises `InputError` if an archive has the size of an official one but not its content."""
-        if not path.is_file():
-            return
-        for official in self.official:
-            if path.stat().st_size == official.size:
-                method = {32: "md5", 64: "sha256"}[len(official.digest)]
-                with path.open("rb") as file:
-                    digest = hashlib.file_digest(file, method).hexdigest()
-                if digest != official.digest:
-                    message = f"{method} is {digest}, expected {official.digest}"
-                    raise InputError(f"{path}: corrupt: {message}; download it again")

@@ -5,8 +5,8 @@
     builder.download_and_prepare()
     builder.as_data_source("train")
 
-A data set prepared so is used by `--config=tiny_imagenet` before the archive. The module is
-imported only where it is needed: tensorflow-datasets takes a second.
+A dataset prepared in this way is used by `--config=tiny_imagenet` in preference to the archive.
+The module is imported only where it is needed: tensorflow-datasets takes a second to import.
 """
 
 import io
@@ -15,17 +15,21 @@ from collections.abc import Iterator
 import tensorflow_datasets as tfds
 
 from mixmo_jax.datasets.archives import Files
-from mixmo_jax.datasets.tiny_imagenet import SIZE, TINY_IMAGENET, read_index
+from mixmo_jax.datasets.tiny_imagenet import SIZE, TINY_IMAGENET, VERSION, read_index, read_wnids
 
 
 class TinyImagenet(tfds.core.GeneratorBasedBuilder):
-    """64x64 images of ImageNet classes; the labelled images for validation are "test".
+    """64x64 images of ImageNet classes; the labeled images for validation are "test".
 
-    Takes `tiny-imagenet-200.zip`, or its extracted folder, from the data folder or tfds's folder
-    for manual downloads; or downloads it.
+    Reads `tiny-imagenet-200.zip`, or its extracted folder, in the data folder or in the folder for
+    manual downloads of tensorflow-datasets; otherwise downloads it.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version(VERSION)
+    RELEASE_NOTES = {  # noqa: RUF012
+        "1.0.0": "Labels in the order of wnids.txt.",
+        "2.0.0": "Labels in the alphabetical order of the WordNet IDs.",
+    }
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -49,8 +53,7 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
         files = Files(path)
         class_names, splits = read_index(files)
         self.info.metadata["class_names"] = class_names
-        wnids = files.read_lines(files.folder_of("wnids.txt") + "wnids.txt")
-        self.info.features["label"].names = wnids
+        self.info.features["label"].names = read_wnids(files)
         return {split: self._generate_examples(files, entries) for split, entries in splits.items()}
 
     def _generate_examples(
@@ -58,6 +61,6 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
     ) -> Iterator[tuple[str, dict]]:
         for i, (name, label) in enumerate(entries):
             image = io.BytesIO(files.read(name))
-            # The number in front keeps the order, which the shuffling of the records loses.
+            # The number keeps the order, which the shuffling of the records would lose.
             file_name = f"{i:06d}/{name.rpartition('/')[2]}"
             yield file_name, {"image": image, "label": label, "file_name": file_name}

@@ -1,6 +1,7 @@
 """Tiny ImageNet: 64x64 images of 200 ImageNet classes (or of as many as the files have).
 
-Its validation images, which come with labels, are the test set.
+Class k is the k-th WordNet ID in alphabetical order, as in torchvision's `ImageFolder`. The images
+of the official validation split, which are labeled, are the test split.
 """
 
 import collections
@@ -15,30 +16,42 @@ from mixmo_jax.datasets.cache import Arrays
 from mixmo_jax.datasets.decode import decode_images
 from mixmo_jax.datasets.source import Official, Source
 from mixmo_jax.errors import InputError
+from mixmo_jax.files import reading
 
 SIZE = 64
-_PREPARED = "tiny_imagenet/1.0.0"  # by tensorflow-datasets
+VERSION = "2.0.0"  # of the folder that tensorflow-datasets prepares
+
+Entries = list[tuple[str, int]]  # names and labels of image files
 
 
-def read_index(files: Files) -> tuple[list[str], dict[str, list[tuple[str, int]]]]:
+def read_wnids(files: Files) -> list[str]:
+    """Returns the WordNet IDs of the classes, which `wnids.txt` names, in the order of the labels.
+
+    Raises:
+      InputError: if there is no `wnids.txt`, or if it names a class twice.
+    """
+    wnids = files.read_lines(files.folder_of("wnids.txt") + "wnids.txt")
+    if len(set(wnids)) < len(wnids):
+        raise InputError(f"{files.path}: wnids.txt names a class twice")
+    return sorted(wnids)
+
+
+def read_index(files: Files) -> tuple[list[str], dict[str, Entries]]:
     """Reads what is in the official archive or folder.
 
     Args:
-      files: of the archive.
+      files: The files of the archive or folder.
 
     Returns:
-      The class names in the order of `wnids.txt`; and of the splits "train" and "test" the names
+      The class names in the order of the labels; and for the splits "train" and "test" the names
       and labels of all image files.
 
     Raises:
       InputError: if images, annotations and classes do not fit together.
     """
-    root = files.folder_of("wnids.txt")
-    wnids = files.read_lines(root + "wnids.txt")
+    root, wnids = files.folder_of("wnids.txt"), read_wnids(files)
     words = dict(line.partition("\t")[::2] for line in files.read_lines(root + "words.txt"))
     labels = {wnid: label for label, wnid in enumerate(wnids)}
-    if len(labels) < len(wnids):
-        raise InputError(f"{files.path}: wnids.txt names a class twice")
     names = [name.removeprefix(root) for name in files.names if name.startswith(root)]
     splits = {
         "train": _train_images(names, labels, files),
@@ -49,7 +62,7 @@ def read_index(files: Files) -> tuple[list[str], dict[str, list[tuple[str, int]]
 
 
 def _train_images(names, labels, files):
-    """train/<wnid>/images/<wnid>_<i>.JPEG, class by class in the order of their numbers."""
+    """Finds train/<wnid>/images/<wnid>_<i>.JPEG, ordered by class and by number."""
     found = collections.defaultdict(list)
     for name in names:
         parts = name.split("/")
@@ -68,7 +81,7 @@ def _train_images(names, labels, files):
 
 
 def _annotated_images(names, labels, files, root):
-    """val/images/<name>, in the order of val/val_annotations.txt."""
+    """Finds val/images/<name>, in the order of val/val_annotations.txt."""
     present = {name for name in names if name.startswith("val/images/")}
     images = []
     for line in files.read_lines(root + "val/val_annotations.txt"):
@@ -79,44 +92,45 @@ def _annotated_images(names, labels, files, root):
         if f"val/images/{name}" not in present:
             raise InputError(f"{files.path}: val_annotations.txt names {name}, which is not there")
         images.append((f"val/images/{name}", labels[wnid]))
-    unlabelled = present - {name for name, _ in images}
-    if unlabelled or len(images) != len(present):
-        name = min(unlabelled, default="an image")
+    unlabeled = present - {name for name, _ in images}
+    if unlabeled or len(images) != len(present):
+        name = min(unlabeled, default="an image")
         raise InputError(f"{files.path}: {name}: not annotated just once in val_annotations.txt")
     return images
 
 
 def read_prepared(
     folder: pathlib.Path,
-) -> tuple[list[str], dict[str, list[tuple[str, int]]], Callable[[str], bytes]]:
-    """Reads a prepared data set.
+) -> tuple[list[str], dict[str, Entries], Callable[[str], bytes]]:
+    """Reads a dataset that tensorflow-datasets has prepared.
 
     Args:
-      folder: of its version.
+      folder: The folder of the prepared version.
 
     Returns:
-      The class names; names and labels of the images of each split, in the order of the archive;
-      and what reads an image's file by its name.
+      The class names; for each split the names and labels of the images, in the order of the
+      archive; and a function that returns the content of an image's file by its name.
+
+    Raises:
+      InputError: if it is damaged, or if it is of another version.
     """
-    try:
-        return _read_prepared(folder)
-    except Exception as error:  # whatever damaged files lead to
-        reason = " ".join(f"{type(error).__name__}: {error}".split()).replace(f"{folder}/", "")
-        raise InputError(f"{folder}: cannot be read ({reason}); prepare it again") from None
-
-
-def _read_prepared(folder):
     import tensorflow_datasets as tfds  # takes a second
+    from google.protobuf import json_format
 
-    builder = tfds.builder_from_directory(folder)
-    contents, splits = {}, {}
-    for split in builder.info.splits:
-        source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-        examples = sorted((e["file_name"].decode(), e["label"], e["image"]) for e in source)
-        splits[split] = [(f"{split}/{name}", int(label)) for name, label, _ in examples]
-        contents.update({f"{split}/{name}": image for name, _, image in examples})
-    class_names = builder.info.metadata["class_names"]
-    return class_names, splits, contents.__getitem__
+    advice = "prepare it again"
+    damage = (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError)
+    with reading(folder, *damage, json_format.Error, advice=advice):
+        builder = tfds.builder_from_directory(folder)
+        if str(builder.info.version) != VERSION:
+            reason = f"its labels are not those of version {VERSION}"
+            raise InputError(f"{folder}: version {builder.info.version}: {reason}; {advice}")
+        contents, splits = {}, {}
+        for split in builder.info.splits:
+            source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+            examples = sorted((e["file_name"].decode(), e["label"], e["image"]) for e in source)
+            splits[split] = [(f"{split}/{name}", int(label)) for name, label, _ in examples]
+            contents.update({f"{split}/{name}": image for name, _, image in examples})
+        return builder.info.metadata["class_names"], splits, contents.__getitem__
 
 
 def _build(path: pathlib.Path, config: ml_collections.ConfigDict, arrays: Arrays) -> None:
@@ -137,8 +151,9 @@ def _build(path: pathlib.Path, config: ml_collections.ConfigDict, arrays: Arrays
 
 TINY_IMAGENET = Source(
     build=_build,
-    candidates=(_PREPARED, "tiny-imagenet-200.zip", "tiny-imagenet-200"),
+    candidates=(f"tiny_imagenet/{VERSION}", "tiny-imagenet-200.zip", "tiny-imagenet-200"),
     markers=("wnids.txt", "dataset_info.json"),
+    archived=(("wnids.txt", "words.txt"),),
     url="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
     official=(Official(248_100_043, "90528d7ca1a48142e341f4ef8d21d0de"),),
 )

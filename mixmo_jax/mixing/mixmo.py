@@ -1,83 +1,114 @@
-"""The mixing block between encoders and core: masks, schedule, features, loss weights."""
+"""The mixing block between encoders and core: schedule, masks, features, loss weights.
+
+Glossary: M members, B positions of the batch, [h, w, F] an encoder's output. A batch has M roles,
+each with a mask; `mask_index` says which role's mask a member gets.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from mixmo_jax.mixing import masks as masks_lib
-from mixmo_jax.sampling import BatchPlan
+from mixmo_jax.mixing import get_mask_fn
+from mixmo_jax.mixing.masks import MaskFn, linear_mask
 
 
 def patch_probability(
-    epoch: jax.Array | int, num_epochs: int, prob: float, until: float = 11 / 12
-) -> jax.Array:
-    """Probability that a batch is mixed by patches and not linearly.
+    epoch: Int[Array, "*epochs"] | int, num_epochs: int, prob: float, until: float = 11 / 12
+) -> Float[Array, "*epochs"]:
+    """The probability that a batch is mixed by patches and not linearly.
 
-    `prob` for most of the training, then falling linearly to 0 at the last epoch: the network
-    ends its training as it will be used, with linear mixing.
+    It is `prob` for most of the training run, then falls linearly to 0 at the last epoch: the
+    network ends its training as it is used afterwards, with linear mixing.
 
     Args:
-      epoch: 1-based.
-      num_epochs: length of the training.
-      prob: probability at first.
-      until: share of the training up to which it stays so, less than 1.
+      epoch: The epoch, counted from 1; or an array of epochs.
+      num_epochs: The number of epochs of the training run.
+      prob: The probability at first.
+      until: The fraction of the training run up to which it stays so, less than 1.
+
+    Returns:
+      [] float32; or one for each epoch.
 
     References:
-      MixMo paper, training details.
+      MixMo paper, arXiv 2103.06132, on training details.
     """
     left = (num_epochs - epoch) / num_epochs
     return prob * jnp.minimum(1.0, left / (1 - until))
 
 
-def mixmo_masks(plan: BatchPlan, block: str, shape: tuple[int, int]) -> jax.Array:
+def mixmo_masks(
+    ratios: Float[Array, "M B"],
+    mask_keys: Key[Array, "B"],
+    mask_index: Int[Array, "M"],
+    use_patch: Bool[Array, ""],
+    *,
+    block: str,
+    shape: tuple[int, int],
+) -> Float[Array, "M B h w 1"]:
     """The mask of every member at every position of the encoders' output.
 
     Args:
-      plan: of the batch (or of a device's slice of it).
-      block: "linear" or "cutmix".
+      ratios: [M, B] float, the ratios of the roles, sum to 1 over M.
+      mask_keys: [B] typed keys, one for each sample's masks.
+      mask_index: [M] int32, the role whose mask each member gets: a permutation.
+      use_patch: [] bool, whether the batch is mixed by the block or linearly.
+      block: The name of a mask function, see `mixmo_jax.mixing.MASKS`.
       shape: (h, w) of the encoders' output.
 
     Returns:
-      [M, B, h, w, 1] float32 in [0, 1], sum to 1 over M; for M = 1 all ones.
+      [M, B, h, w, 1] float32 in [0, 1], sum to 1 over M; all ones for M = 1.
+
+    Raises:
+      InputError: if no mask function is registered under the name.
 
     References:
-      MixMo paper, on the mixing block.
+      MixMo paper, arXiv 2103.06132, on the mixing block.
     """
-    masks = masks_lib.linear_masks(plan.ratios, shape)
-    if block == "cutmix" and len(plan.ratios) > 1:
-        patches = masks_lib.cutmix_masks(plan.ratios, plan.centres[0], shape)
-        masks = jnp.where(plan.use_patch, patches, masks)
-    return masks[plan.roles][..., None]
+
+    def draw(mask_fn: MaskFn) -> Float[Array, "M B h w"]:
+        mask_fn = functools.partial(mask_fn, shape=shape)
+        return jax.vmap(mask_fn, in_axes=(0, 1), out_axes=1)(mask_keys, ratios)
+
+    block_fn = get_mask_fn(block)
+    masks = draw(linear_mask)
+    if block_fn is not linear_mask and len(ratios) > 1:
+        masks = jnp.where(use_patch, draw(block_fn), masks)
+    return masks[mask_index][..., None]  # [M, B, h, w, 1]
 
 
-def mix_features(features: jax.Array, masks: jax.Array) -> jax.Array:
-    """`M * sum_i masks_i * features_i`.
+def mix_features(
+    features: Float[Array, "M B h w F"], masks: Float[Array, "M B h w 1"]
+) -> Float[Array, "B h w F"]:
+    """Mixes the encoders' outputs: `M * sum_i masks_i * features_i`.
 
     Args:
       features: [M, B, h, w, F], the encoders' outputs.
-      masks: [M, B, h, w, 1].
+      masks: [M, B, h, w, 1], sum to 1 over M.
 
     Returns:
       [B, h, w, F].
 
     References:
-      MixMo paper, on the mixing block.
+      MixMo paper, arXiv 2103.06132, equation 2.
     """
     return len(features) * (masks.astype(features.dtype) * features).sum(0)
 
 
-def loss_weights(masks: jax.Array, root: float) -> jax.Array:
-    """Weights of the members' losses: they go with ratio ** (1 / root) and average to 1 over M.
+def loss_weights(masks: Float[Array, "M B h w 1"], weight_root: float) -> Float[Array, "M B"]:
+    """Weights of the members' losses, proportional to ratio ** (1 / r), with a mean of 1 over M.
 
     Args:
       masks: [M, B, h, w, 1]; a member's ratio is the mean of its mask.
-      root: r. 1 is proportional, infinity is equal weights.
+      weight_root: r. 1 makes the weights proportional to the ratios, infinity makes them equal.
 
     Returns:
       [M, B] float.
 
     References:
-      MixMo paper, on loss weighting.
+      MixMo paper, arXiv 2103.06132, on loss weighting.
     """
-    ratios = masks.mean((2, 3, 4))
-    powers = (ratios / ratios.max(0)) ** (1 / root)  # else all might vanish for a small root
-    return len(powers) * powers / powers.sum(0)
+    ratios = masks.mean((2, 3, 4))  # [M, B]
+    powers = (ratios / ratios.max(0, keepdims=True)) ** (1 / weight_root)  # none underflows to 0
+    return len(powers) * powers / powers.sum(0, keepdims=True)

@@ -1,38 +1,58 @@
-"""Mixing of pixels before the encoders ("mixed sample data augmentation"): mixup and CutMix."""
+"""Pixel mixing before the encoders ("mixed sample data augmentation", MSDA): mixup and CutMix.
+
+Glossary: M members, B positions of the batch, [H, W, C] an image, K classes, [h, w] the map on
+which MixMo mixes.
+"""
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
 
-from mixmo_jax.mixing import masks as masks_lib
-from mixmo_jax.sampling import PixelPlan
+from mixmo_jax.mixing import get_mask_fn
 
 
-def pixel_masks(plan: PixelPlan, method: str, shape: tuple[int, int]) -> jax.Array:
-    """The share of the image, against its partner's, at every pixel.
+def msda_masks(
+    ratios: Float[Array, "M B"],
+    mask_keys: Key[Array, "M B"],
+    mixed: Bool[Array, "M B"],
+    *,
+    method: str,
+    shape: tuple[int, int],
+) -> Float[Array, "M B H W 1"]:
+    """How much of an image, against its partner, is left at every pixel.
 
     Args:
-      plan: the pixel part of a batch's plan.
-      method: "mixup" (a constant) or "cutmix" (a box).
+      ratios: [M, B] float, the image's part.
+      mask_keys: [M, B] typed keys.
+      mixed: [M, B] bool, whether the image is mixed at all.
+      method: "mixup" or the name of a mask function, see `mixmo_jax.mixing.MASKS`.
       shape: (H, W) of the images.
 
     Returns:
       [M, B, H, W, 1] float32 in [0, 1]; 1 where the image is not mixed.
 
+    Raises:
+      InputError: if no mask function is registered under the name.
+
     References:
       mixup, arXiv 1710.09412; CutMix, arXiv 1905.04899.
     """
-    if method == "mixup":
-        masks = masks_lib.linear_masks(plan.ratios, shape)
-    else:
-        masks = masks_lib.box_mask(plan.ratios, plan.centres, shape)
-    return jnp.where(plan.mixed[..., None, None], masks, 1.0)[..., None]
+    mask_fn = get_mask_fn(method)
+
+    def draw(key: Key[Array, ""], ratio: Float[Array, ""]) -> Float[Array, "H W"]:
+        return mask_fn(key, jnp.stack([ratio, 1 - ratio]), shape)[0]
+
+    masks = jax.vmap(jax.vmap(draw))(mask_keys, ratios)  # [M, B, H, W]
+    return jnp.where(mixed[..., None, None], masks, 1.0)[..., None]
 
 
-def visible_share(pixel_masks: jax.Array, masks: jax.Array) -> jax.Array:
-    """The image's share of what a member's MixMo mask shows of the mixed image.
+def visible_ratio(
+    msda_masks: Float[Array, "M B H W 1"], masks: Float[Array, "M B h w 1"]
+) -> Float[Array, "M B"]:
+    """The image's part of what a member's MixMo mask shows of the mixed image.
 
     Args:
-      pixel_masks: [M, B, H, W, 1].
+      msda_masks: [M, B, H, W, 1].
       masks: [M, B, h, w, 1]; h and w divide H and W (an encoder's stride).
 
     Returns:
@@ -42,43 +62,47 @@ def visible_share(pixel_masks: jax.Array, masks: jax.Array) -> jax.Array:
       The MixMo authors' program.
     """
     m, b, h, w, _ = masks.shape
-    rows, columns = pixel_masks.shape[2] // h, pixel_masks.shape[3] // w
-    pooled = pixel_masks.reshape(m, b, h, rows, w, columns).mean((3, 5))[..., None]
+    rows, columns = msda_masks.shape[2] // h, msda_masks.shape[3] // w
+    # [M, B, H, W, 1] → [M, B, h, rows, w, columns] → [M, B, h, w, 1]
+    pooled = msda_masks.reshape(m, b, h, rows, w, columns).mean((3, 5))[..., None]
     shown = jnp.where(masks.sum((2, 3, 4), keepdims=True) > 0, masks, 1.0)
     return (pooled * shown).sum((2, 3, 4)) / shown.sum((2, 3, 4))
 
 
 def mix_pixels(
-    images: jax.Array,
-    targets: jax.Array,
-    partners: jax.Array,
-    partner_targets: jax.Array,
-    pixel_masks: jax.Array,
-    masks: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
+    images: Float[Array, "M B H W C"],
+    targets: Float[Array, "M B K"],
+    partners: Float[Array, "M B H W C"],
+    partner_targets: Float[Array, "M B K"],
+    msda_masks: Float[Array, "M B H W 1"],
+    masks: Float[Array, "M B h w 1"],
+) -> tuple[Float[Array, "M B H W C"], Float[Array, "M B K"]]:
     """Mixes images with their partners, and their targets by what the MixMo masks show.
 
     With several members, an image that would keep less than half of the target swaps its place
     in the mask with its partner. A plain network (M = 1) does not swap.
 
     Args:
-      images: [M, B, H, W, C] float, normalised.
+      images: [M, B, H, W, C] float, normalized.
       targets: [M, B, K] float, one-hot.
-      partners: [M, B, H, W, C], likewise.
-      partner_targets: [M, B, K], likewise.
-      pixel_masks: [M, B, H, W, 1], the share of the image.
+      partners: [M, B, H, W, C] float, normalized.
+      partner_targets: [M, B, K] float, one-hot.
+      msda_masks: [M, B, H, W, 1], the image's part at every pixel.
       masks: [M, B, h, w, 1], the MixMo masks.
 
     Returns:
-      The mixed images [M, B, H, W, C] and targets [M, B, K].
+      The mixed images [M, B, H, W, C] and their targets [M, B, K].
+
+    References:
+      The MixMo authors' program.
     """
-    share = visible_share(pixel_masks, masks)
+    ratio = visible_ratio(msda_masks, masks)  # [M, B]
     if len(images) > 1:
-        swap = share < 0.5
-        share = jnp.where(swap, 1 - share, share)
-        pixel_masks = jnp.where(swap[..., None, None, None], 1 - pixel_masks, pixel_masks)
-    share = share[..., None]
+        swap = ratio < 0.5
+        ratio = jnp.where(swap, 1 - ratio, ratio)
+        msda_masks = jnp.where(swap[..., None, None, None], 1 - msda_masks, msda_masks)
+    ratio = ratio[..., None]  # [M, B, 1]
     return (
-        pixel_masks * images + (1 - pixel_masks) * partners,
-        share * targets + (1 - share) * partner_targets,
+        msda_masks * images + (1 - msda_masks) * partners,
+        ratio * targets + (1 - ratio) * partner_targets,
     )

@@ -1,15 +1,24 @@
-"""Networks."""
+"""Networks.
+
+`NETWORKS` is the registry that `model.name` refers to. To add one, write a function with the
+arguments of `wide_resnet` and add a line here, or one to the dictionary from a file of your own.
+"""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 
-from mixmo_jax.errors import InputError
+from mixmo_jax.errors import InputError, unknown
 from mixmo_jax.models.mixmo import MixMoNet
 from mixmo_jax.models.preact_resnet import preact_resnet
 from mixmo_jax.models.wide_resnet import wide_resnet
 
-_BUILDERS = {"wide_resnet": wide_resnet, "preact_resnet": preact_resnet}
+NETWORKS: dict[str, Callable[..., MixMoNet]] = {
+    "wide_resnet": wide_resnet,
+    "preact_resnet": preact_resnet,
+}
 
 
 def create_model(
@@ -18,18 +27,20 @@ def create_model(
     """Builds the network of `config.model`.
 
     Args:
-      config: the fields `name`, `depth`, `width`, `num_members`, `dtype`.
+      config: The fields `name`, `depth`, `width`, `num_members`, `dtype`.
       num_classes: K.
-      axis_name: of the mapped axis over which BatchNorm synchronises its statistics in training.
+      axis_name: The mapped axis over which BatchNorm synchronizes its statistics in training.
 
     Raises:
       InputError: if there is no such network of this depth.
     """
+    if config.name not in NETWORKS:
+        raise unknown("network", config.name, NETWORKS, where="mixmo_jax.models.NETWORKS")
     dtype = config.dtype
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     try:
-        return _BUILDERS[config.name](
+        return NETWORKS[config.name](
             depth=config.depth,
             width=config.width,
             num_members=config.num_members,

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mixmo_jax.mixing.mixmo import mix_features
-from mixmo_jax.models.layers import stacked_init
+from mixmo_jax.models.layers import precision_of, stacked_init
 
 
 class MultiInputStem(nn.Module):
@@ -26,20 +26,21 @@ class MultiInputStem(nn.Module):
         """Encodes and mixes.
 
         Args:
-          images: [M, B, H, W, C]; or [B, H, W, C], each image for all encoders.
-          masks: [M, B, h, w, 1]; or None, every member with the share 1 / M.
+          images: [M, B, H, W, C] float; or [B, H, W, C], each image for all encoders.
+          masks: [M, B, h, w, 1] float; or None, the ratio 1 / M for every member.
 
         Returns:
           [B, h, w, F].
         """
         shape = (self.num_members, 3, 3, images.shape[-1], self.features)
-        kernels = self.param("kernel", stacked_init, shape).astype(self.dtype)
+        kernels = self.param("kernel", stacked_init, shape)
         images = images.astype(self.dtype)
         if masks is None:
             # Convolutions are linear: the sum of the encoders' outputs is one convolution.
-            return self._convolve(images, kernels.sum(0))
+            return self._convolve(images, kernels.sum(0).astype(self.dtype))
+        kernels = kernels.astype(self.dtype)
         encoded = [self._convolve(x, kernel) for x, kernel in zip(images, kernels, strict=True)]
-        return mix_features(jnp.stack(encoded), masks)
+        return mix_features(jnp.stack(encoded), masks)  # [M, B, h, w, F] → [B, h, w, F]
 
     def _convolve(self, images, kernel):
         return jax.lax.conv_general_dilated(
@@ -48,6 +49,7 @@ class MultiInputStem(nn.Module):
             window_strides=(self.stride, self.stride),
             padding=((1, 1), (1, 1)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=precision_of(self.dtype),
         )
 
 
@@ -63,7 +65,8 @@ class MultiHead(nn.Module):
         shape = (self.num_members, features.shape[-1], self.num_classes)
         kernels = self.param("kernel", self.kernel_init, shape)
         biases = self.param("bias", nn.initializers.zeros, (self.num_members, self.num_classes))
-        return jnp.einsum("bf,mfk->mbk", features, kernels) + biases[:, None]
+        precision = precision_of(features.dtype)
+        return jnp.einsum("bf,mfk->mbk", features, kernels, precision=precision) + biases[:, None]
 
 
 class MixMoNet(nn.Module):
@@ -84,10 +87,10 @@ class MixMoNet(nn.Module):
         """Computes the logits of every member.
 
         Args:
-          images: normalised. With masks [M, B, H, W, C], an image for each member; without
-            masks [B, H, W, C], each image for all members.
-          masks: [M, B, h, w, 1], the members' shares, sum to 1 over M; None is 1 / M everywhere.
-          train: BatchNorm uses, and updates its running statistics with, those of the batch.
+          images: Normalized images. With masks [M, B, H, W, C], one for each member; without masks
+            [B, H, W, C], each image for all members.
+          masks: [M, B, h, w, 1], sum to 1 over M; None is 1 / M everywhere.
+          train: Whether BatchNorm uses the batch's statistics, and updates the running ones.
 
         Returns:
           [M, B, K] float32. At inference the ensemble's logits are their mean over M.
@@ -100,9 +103,9 @@ class MixMoNet(nn.Module):
         return MultiHead(self.num_members, self.num_classes, self.head_init, name="heads")(features)
 
     def stem_shape(self, height: int, width: int) -> tuple[int, int]:
-        """(h, w) of the encoders' output for images of (height, width)."""
+        """Returns (h, w) of the encoders' output for images of (height, width)."""
         return -(-height // self.stem_stride), -(-width // self.stem_stride)
 
     def in_dtype(self, dtype: jnp.dtype) -> "MixMoNet":
-        """The same network, computing in another dtype."""
+        """Returns the same network, computing in another dtype."""
         return self.clone(dtype=dtype, core=self.core.clone(dtype=dtype))

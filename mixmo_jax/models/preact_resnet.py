@@ -10,6 +10,8 @@ from mixmo_jax.errors import invalid
 from mixmo_jax.models.layers import global_average_pool, make_conv, make_norm
 from mixmo_jax.models.mixmo import MixMoNet
 
+_head_init = nn.initializers.normal(0.01)
+
 
 class PreActBlock(nn.Module):
     """Pre-activation block; the shortcut of a changed shape takes the activated input."""
@@ -60,15 +62,15 @@ def preact_resnet(
     dtype: jnp.dtype = jnp.float32,
     axis_name: str | None = None,
 ) -> MixMoNet:
-    """PreActResNet-18 with M encoders and heads.
+    """Builds PreActResNet-18 with M encoders and heads.
 
     Args:
       depth: 18.
-      width: factor on the channels 64, 128, 256, 512 of the stages, not on the encoders' 64.
+      width: The factor on the channels 64, 128, 256, 512 of the stages, not on the encoders' 64.
       num_members: M >= 1.
       num_classes: K.
-      dtype: of the computation; parameters and BatchNorm statistics are float32.
-      axis_name: of the mapped axis over which BatchNorm synchronises its statistics.
+      dtype: The dtype of the computation; parameters and BatchNorm statistics are float32.
+      axis_name: The mapped axis over which BatchNorm synchronizes its statistics.
 
     Raises:
       InputError: if the depth is not 18.
@@ -81,6 +83,6 @@ def preact_resnet(
         num_classes=num_classes,
         stem_features=64,
         stem_stride=2,
-        head_init=nn.initializers.normal(0.01),
+        head_init=_head_init,
         dtype=dtype,
     )

@@ -61,15 +61,15 @@ def wide_resnet(
     dtype: jnp.dtype = jnp.float32,
     axis_name: str | None = None,
 ) -> MixMoNet:
-    """Wide ResNet-depth-width with M encoders and heads.
+    """Builds Wide ResNet-depth-width with M encoders and heads.
 
     Args:
       depth: 6n + 4.
-      width: factor on the channels 16, 32, 64 of the stages.
+      width: The factor on the channels 16, 32, 64 of the stages.
       num_members: M >= 1.
       num_classes: K.
-      dtype: of the computation; parameters and BatchNorm statistics are float32.
-      axis_name: of the mapped axis over which BatchNorm synchronises its statistics.
+      dtype: The dtype of the computation; parameters and BatchNorm statistics are float32.
+      axis_name: The mapped axis over which BatchNorm synchronizes its statistics.
 
     Raises:
       InputError: if the depth is not 6n + 4.

@@ -1,0 +1,1 @@
+"""From a network and images to logits, and from logits to metrics."""

@@ -1,0 +1,1 @@
+"""Trained networks to predict with, and the checkpoints of the authors' program."""

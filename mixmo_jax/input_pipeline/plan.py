@@ -1,0 +1,220 @@
+"""The plan of a batch: everything random about it, as indices and scalars, without a pixel.
+
+Glossary: M members, B positions of the batch, b repetitions of an image, N training images.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+
+@flax.struct.dataclass
+class View:
+    """Which images are seen, and how each is augmented."""
+
+    index: jax.Array  # [M, B] int32, in the training split
+    offset: jax.Array  # [M, B, 2] int32, the top left corner of the crop in the padded image
+    flip: jax.Array  # [M, B] bool
+
+
+@flax.struct.dataclass
+class MSDAPlan:
+    """How images are mixed with partners before the encoders."""
+
+    partner: View
+    mixed: jax.Array  # [M, B] bool
+    ratios: jax.Array  # [M, B] float32, the image's part
+    mask_keys: jax.Array  # [M, B] typed keys
+
+
+@flax.struct.dataclass
+class BatchPlan:
+    """Everything random about a batch.
+
+    The M masks of a sample are those of M roles; `mask_index` gives each member one of them.
+    """
+
+    view: View
+    msda: MSDAPlan | None
+    use_patch: jax.Array  # [] bool, whether the batch is mixed by the block or linearly
+    mask_index: jax.Array  # [M] int32, the role whose mask each member gets
+    ratios: jax.Array  # [M, B] float32, the ratios of the roles, sum to 1 over M
+    mask_keys: jax.Array  # [B] typed keys, one for each sample's masks
+
+
+def epoch_order(
+    key: Key[Array, ""], epoch: Int[Array, ""] | int, num_images: int
+) -> Int[Array, "N"]:
+    """Draws the random order of the training images in an epoch.
+
+    Args:
+      key: The key of the training run.
+      epoch: The epoch, counted from 1.
+      num_images: N.
+
+    Returns:
+      [N] int32.
+    """
+    order_key, _ = jax.random.split(key)
+    return jax.random.permutation(jax.random.fold_in(order_key, epoch), num_images)
+
+
+def sample_batch_plan(
+    key: Key[Array, ""],
+    step: Int[Array, ""] | int,
+    order: Int[Array, "N"],
+    *,
+    steps_per_epoch: int,
+    patch_prob: Float[Array, ""] | float,
+    num_members: int,
+    batch_size: int,
+    batch_repetitions: int,
+    alpha: float,
+    crop_padding: int,
+    flip: bool,
+    msda_beta: float | None = None,
+    msda_prob: float = 0.0,
+    input_repetition: float = 0.0,
+) -> BatchPlan:
+    """Draws the plan of the whole batch of one step.
+
+    The group of B / b images whose turn it is stands b times in the batch of every member, in an
+    order of the member's own. Two copies of an image are augmented independently.
+
+    Args:
+      key: The key of the training run; the step's randomness follows from key and step.
+      step: The step of the training run, counted from 0.
+      order: [N] int32, the epoch's random order of the training images.
+      steps_per_epoch: The number of steps of an epoch, floor(N * b / B).
+      patch_prob: The probability that the batch is mixed by the block.
+      num_members: M.
+      batch_size: B.
+      batch_repetitions: b, divides B.
+      alpha: The Dirichlet concentration of the ratios; 0 makes them all 1 / M.
+      crop_padding: The number of pixels by which crops reach over each edge.
+      flip: Whether half of the images are flipped.
+      msda_beta: The concentration of the pixel ratios' Beta distribution; None: no pixel mixing.
+      msda_prob: The fraction of the images mixed with a partner.
+      input_repetition: The fraction of the positions at which all members see the same image.
+
+    Returns:
+      The plan.
+
+    References:
+      MixMo paper, arXiv 2103.06132; batch and input repetition: MIMO, arXiv 2010.06610.
+    """
+    _, step_key = jax.random.split(key)  # the other one is for the orders of the epochs
+    order_key, view_key, msda_key, patch_key, role_key, ratio_key, mask_key = jax.random.split(
+        jax.random.fold_in(step_key, step), 7
+    )
+    shape = (num_members, batch_size)
+    group_size = batch_size // batch_repetitions
+    group = jax.lax.dynamic_slice_in_dim(order, step % steps_per_epoch * group_size, group_size)
+    index = _repeat(order_key, group, shape, batch_repetitions, input_repetition)  # [M, B]
+    msda = None
+    if msda_beta is not None:
+        partner_key, mixed_key, beta_key, box_key = jax.random.split(msda_key, 4)
+        index_key, partner_key = jax.random.split(partner_key)
+        partner = jax.random.randint(index_key, shape, 0, len(order))
+        msda = MSDAPlan(
+            partner=_augmentation(partner_key, partner, crop_padding, flip),
+            mixed=jax.random.bernoulli(mixed_key, msda_prob, shape),
+            ratios=sample_beta(beta_key, msda_beta, shape),
+            mask_keys=jax.random.split(box_key, shape),
+        )
+    return BatchPlan(
+        view=_augmentation(view_key, index, crop_padding, flip),
+        msda=msda,
+        use_patch=jax.random.bernoulli(patch_key, patch_prob),
+        mask_index=jax.random.permutation(role_key, num_members),
+        ratios=sample_dirichlet(ratio_key, alpha, shape),
+        mask_keys=jax.random.split(mask_key, batch_size),
+    )
+
+
+def sample_dirichlet(
+    key: Key[Array, ""], alpha: float, shape: tuple[int, int]
+) -> Float[Array, "M B"]:
+    """Draws ratios from the symmetric Dirichlet distribution.
+
+    Args:
+      key: The key.
+      alpha: The concentration; 0 makes all ratios 1 / M.
+      shape: (M, B).
+
+    Returns:
+      [M, B] float32, sum to 1 over M.
+    """
+    num_members, batch_size = shape
+    if alpha == 0 or num_members == 1:
+        return jnp.full(shape, 1 / num_members, jnp.float32)
+    if num_members == 2:
+        first = sample_beta(key, alpha, (batch_size,))
+        return jnp.stack([first, 1 - first])
+    concentration = jnp.full(num_members, alpha, jnp.float32)
+    return jax.random.dirichlet(key, concentration, (batch_size,)).T
+
+
+def sample_beta(
+    key: Key[Array, ""], concentration: float, shape: tuple[int, ...]
+) -> Float[Array, "..."]:
+    """Draws from Beta(c, c), for c = 1 and c = 2 without rejection.
+
+    Beta(1, 1) is uniform, and Beta(2, 2) is the distribution of the median of three uniform
+    numbers. In general it takes gamma variates, a loop of rejections on the device.
+
+    Args:
+      key: The key.
+      concentration: c, at least 0.001: below, both gamma variates may vanish.
+      shape: The shape of the result.
+
+    Returns:
+      [*shape] float32 in [0, 1].
+    """
+    if concentration == 1:
+        return jax.random.uniform(key, shape, jnp.float32)
+    if concentration == 2:
+        a, b, c = jax.random.uniform(key, (3, *shape), jnp.float32)
+        return jnp.maximum(jnp.minimum(a, b), jnp.minimum(jnp.maximum(a, b), c))
+    return jax.random.beta(key, concentration, concentration, shape, jnp.float32)
+
+
+def local_part(plan: BatchPlan, index: Int[Array, ""] | int, count: int) -> BatchPlan:
+    """Returns the part of the plan that device `index` of `count` computes."""
+
+    def cut(tree, axis):
+        def part(leaf):
+            size = leaf.shape[axis] // count
+            return jax.lax.dynamic_slice_in_dim(leaf, index * size, size, axis=axis)
+
+        return jax.tree.map(part, tree)
+
+    return plan.replace(
+        view=cut(plan.view, axis=1),
+        msda=cut(plan.msda, axis=1),
+        ratios=cut(plan.ratios, axis=1),
+        mask_keys=cut(plan.mask_keys, axis=0),
+    )
+
+
+def _repeat(key, group, shape, repetitions, input_repetition):
+    """The group's images, each `repetitions` times, permuted for each member: [M, B]."""
+    num_members, batch_size = shape
+    shared_key, *member_keys = jax.random.split(key, 1 + num_members)
+    common = jax.random.permutation(shared_key, jnp.repeat(group, repetitions))
+    shared = round(input_repetition * batch_size)
+    own = [jax.random.permutation(key, common[shared:]) for key in member_keys]
+    return jnp.concatenate(
+        [jnp.broadcast_to(common[:shared], (num_members, shared)), jnp.stack(own)], axis=1
+    )
+
+
+def _augmentation(key, index, crop_padding, flip):
+    """A view of the images at `index`, with an augmentation of its own for each."""
+    offset_key, flip_key = jax.random.split(key)
+    return View(
+        index=index,
+        offset=jax.random.randint(offset_key, (*index.shape, 2), 0, 2 * crop_padding + 1),
+        flip=jax.random.bernoulli(flip_key, 0.5 if flip else 0.0, index.shape),
+    )

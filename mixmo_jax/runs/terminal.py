@@ -1,0 +1,136 @@
+"""What a run shows on the terminal: the progress bar, the epochs, tables of metrics."""
+
+import datetime
+import time
+
+import jax
+import numpy as np
+import optax
+import tqdm
+
+
+class Progress:
+    """A bar over the images of a training run, as a context manager.
+
+    Where there is no terminal it prints a line for each epoch instead.
+
+    Args:
+      num_epochs: The number of epochs.
+      steps_per_epoch: The number of steps of an epoch.
+      batch_size: The number of images of a batch, as the core network counts them: B.
+      schedule: The learning rate by the number of steps done.
+      first_epoch: The epoch that comes next, counted from 1.
+    """
+
+    _REFRESH_SECONDS = 0.5
+    # tqdm's default without the counts, which take the bar's place on a narrow terminal.
+    _BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {rate_fmt}{postfix}"
+
+    def __init__(
+        self,
+        num_epochs: int,
+        steps_per_epoch: int,
+        batch_size: int,
+        schedule: optax.Schedule,
+        first_epoch: int,
+    ):
+        self._num_epochs, self._batch_size, self._schedule = num_epochs, batch_size, schedule
+        images = steps_per_epoch * batch_size
+        self._bar = tqdm.tqdm(
+            total=num_epochs * images,
+            initial=(first_epoch - 1) * images,
+            unit=" img",
+            unit_scale=True,
+            desc="compiling",
+            bar_format=self._BAR,
+            dynamic_ncols=True,
+            disable=None,
+        )
+        self._epoch = first_epoch
+        self._shown = {}
+        self._refreshed = time.monotonic()
+        self._epoch_start = None  # set when the first step is compiled
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._bar.close()
+
+    def update(self, num_steps: int, losses: jax.Array) -> None:
+        """Counts finished steps, of which the losses are [devices, steps]."""
+        if self._epoch_start is None:
+            self._epoch_start = time.monotonic()
+            self._bar.set_description_str(self._describe(), refresh=False)
+        if self._bar.disable:
+            return
+        self._bar.update(num_steps * self._batch_size)
+        if time.monotonic() - self._refreshed > self._REFRESH_SECONDS:
+            learning_rate = self._schedule(self._bar.n // self._batch_size - 1)
+            self._show(loss=f"{float(losses[0, -1]):.3f}", lr=f"{float(learning_rate):.2g}")
+            self._refreshed = time.monotonic()
+
+    def end_epoch(self, epoch_metrics: dict) -> None:
+        """Shows the metrics of an epoch, see `training.loop.Trainer.train`."""
+        now, epoch = time.monotonic(), epoch_metrics["epoch"]
+        left = (now - self._epoch_start) * (self._num_epochs - epoch)
+        self._epoch_start = now
+        loss, lr = f"{epoch_metrics['loss']:.3f}", f"{epoch_metrics['learning_rate']:.2g}"
+        names = {"validation": "val", "test": "test"}
+        accuracies = {
+            short: f"{100 * epoch_metrics[name]['accuracy']:.2f}%"
+            for name, short in names.items()
+            if name in epoch_metrics
+        }
+        self._show(loss=loss, **accuracies, lr=lr)
+        if self._bar.disable:
+            shown = "".join(f"  {name} accuracy {value}" for name, value in accuracies.items())
+            print(
+                f"epoch {epoch}/{self._num_epochs}  loss {loss}{shown}  learning rate {lr}"
+                f"  {epoch_metrics['images_per_second']:,.0f} images/s"
+                f"  {datetime.timedelta(seconds=round(left))} left",
+                flush=True,
+            )
+        self._epoch = min(epoch + 1, self._num_epochs)
+        self._bar.set_description_str(self._describe())
+
+    def _describe(self):
+        return f"epoch {self._epoch}/{self._num_epochs}"
+
+    def _show(self, **values: str) -> None:
+        self._shown.update(values)
+        # The learning rate comes last: what a narrow terminal has no room for is cut off.
+        names = [name for name in ("loss", "val", "test", "lr") if name in self._shown]
+        self._bar.set_postfix_str(" ".join(f"{name} {self._shown[name]}" for name in names))
+
+
+def metric_table(plain: dict[str, float], scaled: dict[str, float]) -> str:
+    """Formats `metrics.ensemble_metrics` before and after temperature scaling, a line each.
+
+    The metrics of the members' predictions, which no temperature changes, are shown once; those of
+    the only member of a network, which are the ensemble's, are left out.
+    """
+    members = sorted(name for name in plain if name.startswith("accuracy_member"))
+    fractions = ["accuracy", "top5_accuracy", *members, "disagreement"]
+    fixed = {*members, "ratio_error", "disagreement"}
+    names = [*fractions[:-1], *(name for name in plain if name not in fractions), "disagreement"]
+    lines = [f"  {'':<24}{'plain':>10}{'scaled':>10}"]
+    for name in names:
+        if name not in plain or (name in members and "disagreement" not in plain):
+            continue
+        form = "{:.2%}" if name in fractions else "{:.4f}"
+        values = [plain[name]] if name in fixed else [plain[name], scaled[name]]
+        cells = "".join(f"{'-' if np.isnan(x) else form.format(x):>10}" for x in values)
+        lines.append(f"  {name.replace('_', ' '):<24}{cells}")
+    return "\n".join(lines)
+
+
+def corruption_table(results: dict[str, dict]) -> str:
+    """Formats the accuracy on corruptions (see `corruptions.score_corruptions`), a line each."""
+    columns = list(results["mean"])
+    lines = [f"  {'accuracy, severity':<24}" + "".join(f"{column:>10}" for column in columns)]
+    for name, scores in results.items():
+        cells = "".join(f"{100 * scores[column]['accuracy']:>8.2f} %" for column in columns)
+        lines.append(f"  {name:<24}{cells}")
+    mean = results["mean"]["mean"]
+    return "\n".join([*lines, f"  mean NLL {mean['nll']:.4f}, mean ECE {mean['ece']:.4f}"])

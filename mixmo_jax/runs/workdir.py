@@ -1,0 +1,170 @@
+"""The folder of a run: its config and its dataset's description."""
+
+import pathlib
+from collections.abc import Sequence
+
+import ml_collections
+
+from mixmo_jax import config as config_lib
+from mixmo_jax.datasets import Dataset, Split
+from mixmo_jax.errors import InputError, warn
+from mixmo_jax.files import read_json, reading, write_json, write_text
+
+CONFIG, DATASET = "config.json", "dataset.json"
+CHECKPOINTS, BEST = "checkpoints", "best_checkpoint"
+ENSEMBLE, CORRUPTIONS = "ensemble.json", "corruptions.json"
+
+# Fields that may differ between the sessions of one run: they do not change what is computed.
+_NEUTRAL_FIELDS = {
+    "dataset.data_dir",
+    "dataset.cache_dir",
+    "dataset.placement",
+    "steps_per_call",
+    "checkpoint_every_epochs",
+    "evaluation.batch_size",
+}
+
+
+def split_folders(text: str) -> list[pathlib.Path]:
+    """Returns the folders of the runs that a command line names: A,B,C."""
+    folders = [pathlib.Path(part).expanduser() for part in text.split(",") if part]
+    if not folders:
+        raise InputError("workdir: missing; expected the folder of a finished run")
+    return folders
+
+
+def check_run(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Checks that the folder is new, or that it holds a run of this config.
+
+    A run that never reached a checkpoint makes room for another config.
+
+    Raises:
+      InputError: if the folder holds a run of another config, or something else.
+    """
+    with reading(f"workdir={folder}"):
+        if has_checkpoint(folder):
+            _compare(folder, read_config(folder), config)
+        elif (folder / CONFIG).exists():
+            read_config(folder)  # a damaged one is left for its owner to look at
+        elif folder.exists() and any(f.name[0] != "." for f in folder.iterdir()):
+            raise InputError(f"workdir={folder}: expected a run or an empty folder")
+
+
+def has_checkpoint(folder: pathlib.Path) -> bool:
+    """Returns whether the run in a folder has reached a checkpoint."""
+    return any(step.name.isdigit() for step in (folder / CHECKPOINTS).glob("*"))
+
+
+def open_run(folder: pathlib.Path, config: ml_collections.ConfigDict, dataset: Dataset) -> None:
+    """Makes the folder a run's, or checks that it is this run's already.
+
+    Raises:
+      InputError: if the folder cannot be written, or see `check_run`.
+    """
+    check_run(folder, config)
+    dataset_info = {
+        "image_shape": dataset.image_shape,
+        "class_names": dataset.class_names,
+        "mean": dataset.mean,
+        "std": dataset.std,
+        "num_images": dataset.num_images,
+        "test_digest": dataset.test.digest(),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / CONFIG, config_lib.to_json(config))
+        if not has_checkpoint(folder):  # else as the run began
+            write_json(folder / DATASET, dataset_info)
+    except OSError as error:
+        raise InputError(f"workdir={folder}: cannot be written: {error.strerror}") from None
+
+
+def restore_statistics(folder: pathlib.Path, dataset: Dataset) -> Dataset:
+    """Returns the dataset with the mean and standard deviation that its run began with.
+
+    Warns if the run began with other test images.
+
+    Raises:
+      InputError: if the run began with images of another shape or number, or with other classes.
+    """
+    if not has_checkpoint(folder):
+        return dataset
+    info = read_dataset_info(folder)
+    for name in ("image_shape", "class_names"):
+        if info[name] != tuple(getattr(dataset, name)):
+            raise InputError(f"workdir={folder}: its run began with data of another {name}")
+    if info["num_images"] != dataset.num_images:
+        began, now = (_counts(n) for n in (info["num_images"], dataset.num_images))
+        raise InputError(f"workdir={folder}: its run began with {began} images, now {now}")
+    warn_of_other_test_images(folder, dataset.test)
+    return dataset.replace(mean=info["mean"], std=info["std"])
+
+
+def warn_of_other_test_images(folder: pathlib.Path, test: Split) -> None:
+    """Warns if a run began with other test images: of another split, or decoded differently."""
+    if read_dataset_info(folder)["test_digest"] not in (None, test.digest()):
+        reason = "it may have been trained on images that it is now tested on"
+        warn(f"workdir={folder}: its run began with other test images: {reason}")
+
+
+def read_dataset_info(folder: pathlib.Path) -> dict:
+    """Reads the description of a run's dataset.
+
+    Returns:
+      `image_shape`, `class_names`, `mean` and `std` as tuples, `num_images` of each split, and
+      `test_digest` or None.
+
+    Raises:
+      InputError: if the description is missing or damaged.
+    """
+    with reading(folder / DATASET, ValueError, KeyError, TypeError, AttributeError):
+        info = read_json(folder / DATASET)
+        kinds = {"image_shape": int, "class_names": str, "mean": float, "std": float}
+        kept = {name: tuple(map(kind, info[name])) for name, kind in kinds.items()}
+        _, _, channels = kept["image_shape"]
+        if not len(kept["mean"]) == len(kept["std"]) == channels:
+            raise ValueError(f"expected {channels} means and standard deviations")
+        num_images = {name: int(count) for name, count in info["num_images"].items()}
+        digest = info.get("test_digest")  # not in runs of an older version
+    return {**kept, "num_images": num_images, "test_digest": digest}
+
+
+def read_config(folder: pathlib.Path, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
+    """Reads the config of the run in a folder.
+
+    Args:
+      folder: The folder of the run.
+      overrides: `--config.FIELD=VALUE` flags, for fields that do not change what is computed, such
+        as the place of the data.
+
+    Raises:
+      InputError: if there is no run, its config is damaged, or another field is set.
+    """
+    if not (folder / CONFIG).exists():
+        raise InputError(f"workdir={folder}: holds no run: it has no {CONFIG}")
+    with reading(folder / CONFIG):
+        text = (folder / CONFIG).read_text(errors="replace")
+    try:
+        config = config_lib.from_json(text)
+    except InputError as error:
+        raise InputError(f"{folder / CONFIG}: {error}") from None
+    for field in config_lib.override(config, overrides):
+        if field not in _NEUTRAL_FIELDS:
+            able = ", ".join(sorted(_NEUTRAL_FIELDS))
+            raise InputError(f"{field}: the config is that of the run; only {able} can be set")
+    return config
+
+
+def _counts(num_images: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {split}" for split, count in num_images.items())
+
+
+def _compare(folder, old, new):
+    old, new = config_lib.flatten(old), config_lib.flatten(new)
+    changed = [k for k in old if old[k] != new[k] and k not in _NEUTRAL_FIELDS]
+    if changed:
+        differences = ", ".join(f"{k}={old[k]!r} (now {new[k]!r})" for k in changed)
+        raise InputError(
+            f"workdir={folder}: holds a run of another config: {differences}; "
+            "choose another --workdir"
+        )

@@ -1,0 +1,210 @@
+"""The training loop: from a state to the end of the last epoch."""
+
+import collections
+import contextlib
+import time
+from collections.abc import Callable, Generator
+from typing import Protocol
+
+import jax
+import ml_collections
+import numpy as np
+
+from mixmo_jax import devices
+from mixmo_jax.datasets import Dataset
+from mixmo_jax.errors import InputError, invalid
+from mixmo_jax.evaluation import metrics
+from mixmo_jax.evaluation.logits import make_logits_fn
+from mixmo_jax.input_pipeline import batch as batch_lib
+from mixmo_jax.input_pipeline.streaming import Call, create_feed
+from mixmo_jax.models import create_model
+from mixmo_jax.training.checkpoints import BestCheckpoint, Checkpoints
+from mixmo_jax.training.optimizers import create_optimizer, warmup_steps
+from mixmo_jax.training.step import (
+    TrainState,
+    create_train_state,
+    make_train_step,
+    make_update_fn,
+)
+
+_CALLS_IN_FLIGHT = 2  # dispatched and not finished: the device never waits, and memory is bounded
+
+
+class MetricWriter(Protocol):
+    """Takes the metrics of each epoch, a nested dictionary of numbers."""
+
+    def write(self, epoch_metrics: dict) -> None: ...
+
+
+class ProgressDisplay(Protocol):
+    """Shows how far the training run is."""
+
+    def update(self, num_steps: int, losses: jax.Array) -> None:
+        """Counts finished steps; losses are [devices, steps] and there already."""
+
+    def end_epoch(self, epoch_metrics: dict) -> None: ...
+
+
+class Trainer:
+    """All that a training run is made of, built from its config and dataset.
+
+    Attributes:
+      steps_per_epoch: The number of steps of an epoch.
+      schedule: The learning rate by the number of steps done.
+      warmup_steps: The number of steps over which the learning rate rises.
+      plan_fn: `(key, step, order) → BatchPlan`.
+      batch_fn: `(raw, plan) → Batch`.
+      logits_fn: `(variables, images) → [N, M, K]` of uint8 images.
+
+    Raises:
+      InputError: if the batch does not fit the devices or the dataset, or the network's
+        description is not valid.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, dataset: Dataset):
+        self.config, self.dataset = config, dataset
+        self.steps_per_epoch = batch_lib.steps_per_epoch(config, len(dataset.train))
+        self.warmup_steps = warmup_steps(config, self.steps_per_epoch)
+        self.model = create_model(config.model, dataset.num_classes, devices.AXIS)
+        _check_sizes(self)
+        self.tx, self.schedule = create_optimizer(config, self.steps_per_epoch)
+        self.plan_fn = batch_lib.make_plan_fn(config, len(dataset.train))
+        stem_shape = self.model.stem_shape(*dataset.image_shape[:2])
+        self.batch_fn = batch_lib.make_batch_fn(config, dataset, stem_shape)
+        self.logits_fn = make_logits_fn(
+            create_model(config.model, dataset.num_classes),
+            batch_size=config.evaluation.batch_size,
+            mean=dataset.mean,
+            std=dataset.std,
+        )
+
+    def create_state(self) -> TrainState:
+        """Returns the train state before the first step."""
+        return create_train_state(self.config.seed, self.model, self.tx, self.dataset.image_shape)
+
+    def train(
+        self,
+        state: TrainState,
+        *,
+        checkpoints: Checkpoints,
+        best: BestCheckpoint | None,
+        writer: MetricWriter,
+        progress: ProgressDisplay,
+    ) -> TrainState:
+        """Trains from a state to the end of the last epoch.
+
+        The model is evaluated on the validation split; without one, on the test split.
+
+        Args:
+          state: A train state at an epoch boundary.
+          checkpoints: The checkpoints of the run.
+          best: Takes the state with the best validation accuracy; None without a validation split.
+          writer: Takes the metrics of each epoch.
+          progress: Shows them, and the steps as they finish.
+
+        Returns:
+          The state after the last epoch.
+
+        Raises:
+          FloatingPointError: if the loss is not finite.
+        """
+        config, steps = self.config, self.steps_per_epoch
+        key, first = state.key, int(state.step) // steps + 1
+        feed = create_feed(
+            config.dataset.placement, self.plan_fn, self.dataset.train, steps, config.steps_per_call
+        )
+        train_step = make_train_step(
+            self.model,
+            self.tx,
+            plan_fn=self.plan_fn,
+            fetch_fn=feed.fetch,
+            batch_fn=self.batch_fn,
+        )
+        update = make_update_fn(train_step)
+        state = devices.replicate_for_pmap(state)
+        for epoch in range(first, config.num_epochs + 1):
+            start = time.perf_counter()
+            state, losses = _run_calls(update, state, feed.calls(key, epoch), progress)
+            seconds = time.perf_counter() - start
+            loss = float(losses.mean())
+            if not np.isfinite(loss):
+                raise FloatingPointError(
+                    f"the loss is {loss} in epoch {epoch}; a lower optimizer.learning_rate "
+                    f"than {config.optimizer.learning_rate} may help"
+                )
+            epoch_metrics = {
+                "epoch": epoch,
+                "step": epoch * steps,
+                "loss": loss,
+                "learning_rate": float(self.schedule(epoch * steps - 1)),
+                "seconds": seconds,
+                "images_per_second": steps * config.batch_size / seconds,
+            }
+            last = epoch == config.num_epochs
+            saved = devices.unreplicate(state)
+            if last or epoch % config.evaluation.every_epochs == 0:
+                epoch_metrics.update(self._evaluate(saved))
+            writer.write(epoch_metrics)
+            progress.end_epoch(epoch_metrics)
+            if best is not None and "validation" in epoch_metrics:
+                best.offer(epoch * steps, saved, epoch_metrics["validation"]["accuracy"])
+            if last or epoch % config.checkpoint_every_epochs == 0:
+                resumable = checkpoints.latest_step  # certain to be there: saving takes its time
+                checkpoints.save(epoch * steps, saved)
+                if best is not None and resumable is not None:
+                    best.commit(resumable)
+        return devices.unreplicate(state)
+
+    def _evaluate(self, state: TrainState) -> dict[str, dict[str, float]]:
+        """The metrics on the validation split, or else the test split, by the split's name."""
+        name, split = "test", self.dataset.test
+        if self.dataset.validation is not None:
+            name, split = "validation", self.dataset.validation
+        logits = self.logits_fn(state.variables, split.images)
+        ensemble = self.config.evaluation.ensemble
+        return {name: metrics.ensemble_metrics(logits, split.labels, ensemble)}
+
+
+def _run_calls(
+    update: Callable, state: TrainState, calls: Generator[Call], progress: ProgressDisplay
+) -> tuple[TrainState, np.ndarray]:
+    """Runs the calls of an epoch, a few of them ahead of the device; returns [steps] losses."""
+    dispatched, finished = collections.deque(), []
+
+    def finish():
+        num_steps, losses = dispatched.popleft()
+        finished.append(np.asarray(losses[0]))  # waits for the device
+        progress.update(num_steps, losses)
+
+    with contextlib.closing(calls):
+        for call in calls:
+            state, losses = update(state, call.resident, call.streamed, call.order, call.num_steps)
+            dispatched.append((call.num_steps, losses))
+            if len(dispatched) > _CALLS_IN_FLIGHT:
+                finish()
+        while dispatched:
+            finish()
+    return state, np.concatenate(finished)
+
+
+def _check_sizes(trainer: Trainer) -> None:
+    """Raises `InputError` unless batch, images and numbers of steps fit together."""
+    config, dataset = trainer.config, trainer.dataset
+    if jax.process_count() > 1:
+        raise InputError(f"{jax.process_count()} processes: expected one; more are not supported")
+    count = jax.device_count()
+    if config.batch_size % count:
+        raise invalid("batch_size", config.batch_size, f"a multiple of the {count} devices")
+    if not trainer.steps_per_epoch:
+        most = len(dataset.train) * config.batch_repetitions
+        raise invalid("batch_size", config.batch_size, f"at most {most} with this dataset")
+    for field, steps in {
+        "num_epochs": config.num_epochs * trainer.steps_per_epoch,
+        "optimizer.warmup_steps": trainer.warmup_steps,
+    }.items():
+        if steps >= 2**31:  # they are counted in int32
+            raise InputError(f"{field}: {steps:,} steps, expected fewer than 2**31")
+    stride = trainer.model.stem_stride
+    if any(side % stride for side in dataset.image_shape[:2]):
+        allowed = f"a multiple of the encoders' stride {stride}"
+        raise invalid("dataset.image_size", config.dataset.image_size, allowed)

@@ -1,0 +1,153 @@
+"""The train state, the training step and the one pmap.
+
+Glossary: M members, B positions of the batch, [H, W, C] an image, N training images.
+"""
+
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from mixmo_jax.devices import AXIS
+from mixmo_jax.input_pipeline.batch import Batch, RawBatch
+from mixmo_jax.input_pipeline.plan import BatchPlan, local_part
+from mixmo_jax.models import MixMoNet
+from mixmo_jax.training.losses import weighted_cross_entropy
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that changes during training, and the key from which all randomness follows."""
+
+    step: jax.Array  # [] int32, the number of steps done
+    key: jax.Array  # [] typed key, constant
+    params: dict
+    batch_stats: dict
+    opt_state: optax.OptState
+
+    @property
+    def variables(self) -> dict:
+        """The variables that `model.apply` takes."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def create_train_state(
+    seed: int, model: MixMoNet, tx: optax.GradientTransformation, image_shape: tuple[int, int, int]
+) -> TrainState:
+    """Draws the initial parameters.
+
+    Args:
+      seed: The seed of the whole run.
+      model: The network.
+      tx: The optimizer.
+      image_shape: (H, W, C).
+    """
+
+    @jax.jit
+    def create(key: jax.Array) -> TrainState:
+        init_key, train_key = jax.random.split(key)
+        variables = model.init(init_key, jnp.zeros((1, *image_shape), jnp.float32), train=False)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            key=train_key,
+            params=variables["params"],
+            batch_stats=variables["batch_stats"],
+            opt_state=tx.init(variables["params"]),
+        )
+
+    return create(jax.random.key(seed))
+
+
+def make_train_step(
+    model: MixMoNet,
+    tx: optax.GradientTransformation,
+    *,
+    plan_fn: Callable[..., BatchPlan],
+    fetch_fn: Callable[..., RawBatch],
+    batch_fn: Callable[[RawBatch, BatchPlan], Batch],
+) -> Callable[..., tuple[TrainState, jax.Array]]:
+    """Returns the training step of one device among those mapped over the axis `AXIS`.
+
+    Args:
+      model: The network, built with `axis_name=AXIS`.
+      tx: The optimizer.
+      plan_fn: `(key, step, order) → BatchPlan` of the whole batch.
+      fetch_fn: `(resident, streamed, plan) → RawBatch`, see `input_pipeline.streaming`.
+      batch_fn: `(raw, plan) → Batch`.
+
+    Returns:
+      `train_step(state, resident, streamed, order) → (state, loss)`: order is the epoch's [N]
+      int32 random order of the training split; loss is the mean over the whole batch, [] float32.
+    """
+
+    def train_step(state: TrainState, resident, streamed, order: jax.Array):
+        plan = plan_fn(state.key, state.step, order)
+        plan = local_part(plan, jax.lax.axis_index(AXIS), jax.lax.axis_size(AXIS))
+        batch = batch_fn(fetch_fn(resident, streamed, plan), plan)
+
+        def loss_fn(params):
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            logits, updated = model.apply(  # [M, B, K]
+                variables, batch.images, batch.masks, train=True, mutable=["batch_stats"]
+            )
+            loss = weighted_cross_entropy(logits, batch.targets, batch.weights)
+            return loss, updated["batch_stats"]
+
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, batch_stats), grads = grad_fn(state.params)
+        loss, grads = jax.lax.pmean((loss, grads), AXIS)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        state = state.replace(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+        )
+        return state, loss
+
+    return train_step
+
+
+def make_call_fn(train_step: Callable) -> Callable[..., tuple[TrainState, jax.Array]]:
+    """Returns what one device computes in a call: several steps are one scan on the device.
+
+    Args:
+      train_step: See `make_train_step`.
+
+    Returns:
+      `call(state, resident, streamed, order, num_steps) → (state, losses)`: streamed is a
+      `RawBatch` of [num_steps, …] or None; losses are [num_steps].
+    """
+
+    def call(state: TrainState, resident, streamed, order: jax.Array, num_steps: int):
+        def step(state: TrainState, raw: RawBatch | None):
+            return train_step(state, resident, raw, order)
+
+        if num_steps == 1:
+            state, loss = step(state, jax.tree.map(lambda x: x[0], streamed))
+            return state, loss[None]
+        return jax.lax.scan(step, state, streamed, length=num_steps)
+
+    return call
+
+
+def make_update_fn(train_step: Callable) -> Callable[..., tuple[TrainState, jax.Array]]:
+    """Maps the calls of a training step over the local devices.
+
+    Args:
+      train_step: See `make_train_step`.
+
+    Returns:
+      `update(state, resident, streamed, order, num_steps) → (state, losses)`: state is replicated
+      along a leading device axis and donated; resident and order are the same on all devices;
+      streamed is a `RawBatch` of [devices, num_steps, …] or None; losses are [devices, num_steps].
+    """
+    return jax.pmap(
+        make_call_fn(train_step),
+        axis_name=AXIS,
+        in_axes=(0, None, 0, None, None),
+        static_broadcasted_argnums=4,
+        donate_argnums=0,
+    )

@@ -1,0 +1,50 @@
+"""The example of the documentation: a block, a network and a dataset from a file of one's own."""
+
+import json
+import pathlib
+
+import pytest
+
+from mixmo_jax import predict
+from mixmo_jax.datasets import DATASETS
+from mixmo_jax.main import main
+from mixmo_jax.mixing import MASKS
+from mixmo_jax.models import NETWORKS
+
+EXAMPLE = pathlib.Path(__file__).parent.parent / "docs" / "examples" / "stripes.py"
+NAMES = ((MASKS, "stripes"), (NETWORKS, "tiny"), (DATASETS, "bars"))
+
+
+def forget():
+    """Leaves the registries as in a new process."""
+    for registry, name in NAMES:
+        registry.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "stripes"
+    assert main(["", f"--config={EXAMPLE}", f"--workdir={folder}"]) == 0
+    yield folder
+    forget()
+
+
+def test_example_trains_with_its_own_parts(run):
+    config = json.loads((run / "config.json").read_text())
+    found = config["mixmo"]["block"], config["model"]["name"], config["dataset"]["name"]
+    assert found == ("stripes", "tiny", "bars")
+    assert json.loads((run / "results.json").read_text())["scores"]["accuracy"] > 0.8
+
+
+def test_commands_take_it_as_a_plugin(run, capsys):
+    forget()
+    evaluate = ["", "--mode=evaluate", f"--workdir={run}"]
+    assert main(evaluate) == 2
+    message = capsys.readouterr().err
+    assert "config.json: " in message and "='" in message
+    assert "or a name that your own file adds to mixmo_jax." in message
+    assert main([*evaluate, f"--plugin={EXAMPLE}"]) == 0
+    forget()
+    images = str(EXAMPLE.parents[2] / "experiments" / "figures")
+    assert predict.main(["", f"--workdir={run}", f"--plugin={EXAMPLE}", images]) == 0
+    assert "overview.png" in capsys.readouterr().out

@@ -1,0 +1,434 @@
+"""Training: the same steps on any number of devices, in any grouping, across interruptions."""
+
+import itertools
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mixmo_jax import config as config_lib
+from mixmo_jax import datasets, devices
+from mixmo_jax.datasets import Split
+from mixmo_jax.errors import InputError
+from mixmo_jax.evaluate import evaluate_run
+from mixmo_jax.evaluation import metrics
+from mixmo_jax.files import read_json
+from mixmo_jax.input_pipeline import streaming
+from mixmo_jax.runs import metric_writer, terminal, workdir
+from mixmo_jax.runs.metric_writer import RESULTS
+from mixmo_jax.train import train
+from mixmo_jax.training.checkpoints import BestCheckpoint, Checkpoints
+from mixmo_jax.training.loop import Trainer
+from mixmo_jax.training.step import make_train_step, make_update_fn
+
+TINY = (
+    "--config.model.width=1",
+    "--config.num_epochs=3",
+    "--config.batch_size=192",
+    "--config.optimizer.decay_epochs=3",
+)
+
+
+def tiny_config(method="cut_mixmo", *overrides):
+    names = {flag.partition("=")[0] for flag in overrides}
+    kept = [flag for flag in TINY if flag.partition("=")[0] not in names]
+    return config_lib.parse(f"digits:{method}", [*kept, *overrides])[1]
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return datasets.load(tiny_config().dataset)
+
+
+def run_steps(trainer, call_sizes, max_traces=None):
+    """Trains from the start in calls of the given sizes; returns state and losses."""
+    feed = create_feed(trainer)
+    step = create_train_step(trainer, feed)
+    if max_traces:
+        chex.clear_trace_counter()
+        step = chex.assert_max_traces(step, n=max_traces)
+    update = make_update_fn(step)
+    state = trainer.create_state()
+    call = next(feed.calls(state.key, 1))
+    state, losses = devices.replicate_for_pmap(state), []
+    for size in call_sizes:
+        state, call_losses = update(state, call.resident, None, call.order, size)
+        losses.append(call_losses[0])
+    return devices.unreplicate(state), np.concatenate(losses)
+
+
+def create_feed(trainer):
+    """The feed that the config asks for."""
+    placement, steps = trainer.config.dataset.placement, trainer.config.steps_per_call
+    return streaming.create_feed(
+        placement, trainer.plan_fn, trainer.dataset.train, trainer.steps_per_epoch, steps
+    )
+
+
+def create_train_step(trainer, feed):
+    return make_train_step(
+        trainer.model,
+        trainer.tx,
+        plan_fn=trainer.plan_fn,
+        fetch_fn=feed.fetch,
+        batch_fn=trainer.batch_fn,
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "overrides"),
+    [
+        ("vanilla", ()),
+        ("mixup", ()),
+        ("mimo", ()),
+        ("cut_mixmo+cutmix", ()),
+        ("cut_mixmo", ("--config.model.num_members=3",)),
+    ],
+)
+def test_methods_learn(dataset, method, overrides):
+    """The loss falls, from log K a member; the step is traced once for all steps."""
+    trainer = Trainer(tiny_config(method, "--config.optimizer.warmup_steps=2", *overrides), dataset)
+    members = trainer.model.num_members
+    state, losses = run_steps(trainer, [1] * 30, max_traces=1)
+    assert int(state.step) == 30
+    assert members * 1.8 < losses[0] < members * 4.5
+    assert losses[-4:].mean() < 0.93 * losses[:4].mean()
+
+
+def test_scan_equals_single_steps(dataset):
+    trainer = Trainer(tiny_config(), dataset)
+    single, single_losses = run_steps(trainer, [1] * 4)
+    scanned, scanned_losses = run_steps(trainer, [3, 1])
+    np.testing.assert_allclose(scanned_losses, single_losses, rtol=1e-5)
+    chex.assert_trees_all_close(scanned.params, single.params, rtol=1e-4, atol=1e-6)
+
+
+def read_batches(trainer, epoch):
+    """What the network is fed in an epoch, gathered as the trainer says."""
+    key, feed = jax.random.key(0), create_feed(trainer)
+
+    @jax.jit
+    def make_batch(resident, streamed, order, step):
+        plan = trainer.plan_fn(key, step, order)
+        # [devices, 1, M, B / devices, …] → [M, B, …]
+        streamed = jax.tree.map(lambda x: jnp.concatenate(list(x[:, 0]), axis=1), streamed)
+        return trainer.batch_fn(feed.fetch(resident, streamed, plan), plan)
+
+    for i, (resident, streamed, order, num_steps) in enumerate(feed.calls(key, epoch)):
+        assert num_steps == 1
+        yield make_batch(resident, streamed, order, (epoch - 1) * trainer.steps_per_epoch + i)
+
+
+@pytest.mark.parametrize("method", ["vanilla", "cut_mixmo+cutmix"])
+def test_both_placements_feed_the_same(dataset, method):
+    """Images, masks and targets are bitwise equal, step by step; epoch 2 as good as any."""
+    feeds = [
+        read_batches(Trainer(tiny_config(method, f"--config.dataset.placement={p}"), dataset), 2)
+        for p in ("device", "host")
+    ]
+    count = 0
+    for device, host in zip(*feeds, strict=True):
+        chex.assert_trees_all_equal(device, host)
+        count += 1
+    assert count == 1437 * (1 if method == "vanilla" else 4) // 192
+
+
+def test_both_placements_train_the_same_network(dataset):
+    """Resident with one step a call, and streamed with two."""
+    losses = []
+    for placement, steps in (("device", 1), ("host", 2)):
+        overrides = [f"dataset.placement={placement}", f"steps_per_call={steps}"]
+        config = tiny_config("cut_mixmo+cutmix", *(f"--config.{field}" for field in overrides))
+        trainer = Trainer(config, dataset)
+        state = trainer.create_state()
+        feed = create_feed(trainer)
+        update = make_update_fn(create_train_step(trainer, feed))
+        calls = feed.calls(state.key, 1)
+        state, values = devices.replicate_for_pmap(state), []
+        for arguments in itertools.islice(calls, 4 // steps):
+            state, call_losses = update(state, *arguments)
+            values.append(call_losses[0])
+        losses.append(np.concatenate(values))
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("placement", "num_bytes", "expected"),
+    [("device", 1 << 60, False), ("host", 1, True), ("auto", 1, False), ("auto", 1 << 60, True)],
+)
+def test_placement(placement, num_bytes, expected):
+    assert streaming.is_streamed(placement, num_bytes) == expected
+
+
+def test_validation_split_selects_the_epoch(tmp_path, monkeypatch, capsys):
+    """The best epoch in validation is evaluated, also after an interruption; the test set is not
+    looked at before."""
+    fields = ("dataset.validation_fraction=0.2", "num_epochs=4")
+    config = tiny_config("vanilla", *(f"--config.{field}" for field in fields))
+    accuracies = iter([0.5, 0.7, 0.6])
+    compute = metrics.ensemble_metrics
+
+    def fake_metrics(logits, labels, *arguments):
+        found = compute(logits, labels, *arguments)
+        return found if len(labels) == 360 else {**found, "accuracy": next(accuracies)}
+
+    monkeypatch.setattr(metrics, "ensemble_metrics", fake_metrics)
+    end_epoch = terminal.Progress.end_epoch
+
+    def stop_in_epoch_3(self, epoch_metrics):
+        if epoch_metrics["epoch"] == 3:
+            raise KeyboardInterrupt
+        end_epoch(self, epoch_metrics)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(terminal.Progress, "end_epoch", stop_in_epoch_3)
+        train(config, tmp_path)
+    accuracies = iter([0.6, 0.4])
+    train(config, tmp_path)
+    lines = metric_writer.read_metrics(tmp_path)
+    assert [line["validation"]["accuracy"] for line in lines] == [0.5, 0.7, 0.6, 0.4]
+    assert not any("test" in line for line in lines)
+    assert "epoch 2 (the best in validation)" in capsys.readouterr().out
+    results = json.loads((tmp_path / RESULTS).read_text())
+    assert (results["epoch"], results["temperature_fitted_on"]) == (2, "validation")
+    evaluate_run(tmp_path)
+    assert json.loads((tmp_path / RESULTS).read_text()) == results
+
+
+def test_seed_decides_everything(dataset):
+    first = run_steps(Trainer(tiny_config(), dataset), [1] * 2)[1]
+    again = run_steps(Trainer(tiny_config(), dataset), [1] * 2)[1]
+    other = run_steps(Trainer(tiny_config("cut_mixmo", "--config.seed=1"), dataset), [1] * 2)[1]
+    np.testing.assert_array_equal(first, again)
+    assert np.all(first != other)
+
+
+def test_eight_devices_train_the_same_network(tmp_path):
+    """In float64 nothing but rounding is left between 1 and 8 devices."""
+    script = pathlib.Path(__file__).with_name("device_steps.py")
+    outputs, processes = [], []
+    for count in (1, 8):
+        outputs.append(tmp_path / f"{count}.npz")
+        flags = f"--xla_force_host_platform_device_count={count}"
+        environment = {**os.environ, "XLA_FLAGS": flags, "JAX_ENABLE_X64": "1"}
+        command = [sys.executable, str(script), str(outputs[-1])]
+        processes.append(subprocess.Popen(command, env=environment))
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    one, eight = (dict(np.load(output)) for output in outputs)
+    assert (one.pop("devices"), eight.pop("devices")) == (1, 8)
+    assert one["device_losses"][0] != one["device_losses"][-1]
+    for name in [name for name in eight if name.startswith("host")]:
+        resident = eight[name.replace("host", "device", 1)]
+        chex.assert_trees_all_equal(eight.pop(name), resident)
+    chex.assert_trees_all_close(one, eight, rtol=1e-9, atol=1e-11)
+
+
+def final_state(folder, config, dataset):
+    trainer = Trainer(config, dataset)
+    with Checkpoints(folder / workdir.CHECKPOINTS) as checkpoints:
+        step = checkpoints.latest_step
+        assert step == config.num_epochs * trainer.steps_per_epoch
+        return checkpoints.restore(jax.eval_shape(trainer.create_state))
+
+
+def read_losses_and_scores(folder):
+    lines = metric_writer.read_metrics(folder)
+    return [{k: line[k] for k in ("epoch", "step", "loss", "test")} for line in lines]
+
+
+def test_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path, dataset, monkeypatch, capsys):
+    config = tiny_config("cut_mixmo+cutmix")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(config, whole)
+
+    write = metric_writer.MetricWriter.write
+
+    def stop_in_epoch_3(self, epoch_metrics):
+        write(self, epoch_metrics)
+        if epoch_metrics["epoch"] == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(metric_writer.MetricWriter, "write", stop_in_epoch_3)
+        train(config, parts)
+    assert not (parts / RESULTS).exists()
+    capsys.readouterr()
+    train(config, parts)
+    assert "resuming after epoch 2" in capsys.readouterr().out
+
+    states = [final_state(folder, config, dataset) for folder in (whole, parts)]
+    chex.assert_trees_all_equal(*[s.replace(key=jax.random.key_data(s.key)) for s in states])
+    assert read_losses_and_scores(parts) == read_losses_and_scores(whole)
+    results = [read_json(folder / RESULTS) for folder in (whole, parts)]
+    assert results[0].pop("training_seconds") > 0 < results[1]["training_seconds"]
+    expected = {k: v for k, v in results[1].items() if k != "training_seconds"}
+    assert expected == results[0]
+    assert expected["epoch"] == 3
+
+    # Run once more, it is found finished and is evaluated.
+    train(config, parts)
+    assert "is finished (epoch 3)" in capsys.readouterr().out
+    assert read_json(parts / RESULTS) == results[1]
+    # So does evaluate mode, from the folder alone.
+    evaluate_run(parts)
+    assert read_json(parts / RESULTS) == results[1]
+
+
+def test_evaluate_needs_a_finished_run(tmp_path, monkeypatch):
+    config = tiny_config()
+    with pytest.raises(InputError, match="holds no run"):
+        evaluate_run(tmp_path / "nothing")
+    workdir.open_run(tmp_path, config, datasets.load(config.dataset))
+    with pytest.raises(InputError, match="no checkpoint"):
+        evaluate_run(tmp_path)
+
+    def stop(self, epoch_metrics):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        monkeypatch.setattr("mixmo_jax.runs.terminal.Progress.end_epoch", stop)
+        train(config, tmp_path)
+    with pytest.raises(InputError, match="0 of 3 epochs are done"):
+        evaluate_run(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["state", "structure", "nothing left"])
+def test_damaged_checkpoint_is_named(finished_run, tmp_path, damage):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished_run, folder)
+    (step,) = (folder / workdir.CHECKPOINTS).iterdir()
+    if damage == "state":
+        for file in (step / "default" / "d").iterdir():
+            file.write_bytes(file.read_bytes()[:100])
+    elif damage == "structure":
+        (step / "default" / "manifest.ocdbt").unlink()
+    else:
+        shutil.rmtree(step)
+    with pytest.raises(InputError, match=r"checkpoint|0 of 1 epochs are done") as error:
+        evaluate_run(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_best_checkpoint_survives_a_crash_before_the_next_checkpoint(tmp_path):
+    """With a checkpoint every third epoch: the run resumes from before its best epochs so far."""
+    scores = {1: 0.5, 2: 0.4, 3: 0.6, 4: 0.7, 5: 0.8, 6: 0.3}
+    with BestCheckpoint(tmp_path) as best:
+        for epoch in (1, 2, 3, 4, 5):  # checkpoints at 3 (certain) and 6 (never reached)
+            best.offer(epoch, {"x": jnp.full(2, epoch)}, scores[epoch])
+            if epoch == 3:
+                best.commit(0)
+            if epoch == 4:
+                best.commit(3)
+        assert best.steps == [3, 4, 5]
+    with BestCheckpoint(tmp_path) as best:
+        best.delete_after(3)
+        assert best.latest_step == 3
+        best.score = scores[3]
+        for epoch in (4, 5, 6):
+            best.offer(epoch, {"x": jnp.full(2, epoch)}, scores[epoch])
+        best.commit(6)
+        assert best.steps == [5]
+        assert best.restore({"x": jnp.zeros(2)})["x"].tolist() == [5, 5]
+
+
+def test_resumed_run_keeps_its_best_epoch(tmp_path, monkeypatch):
+    """Stopped between the best epoch and the next checkpoint, it ends as if it was not."""
+    fields = ("checkpoint_every_epochs=2", "dataset.validation_fraction=0.2", "num_epochs=4")
+    config = tiny_config("vanilla", *(f"--config.{field}" for field in fields))
+    accuracies = {1: 0.6, 2: 0.5, 3: 0.7, 4: 0.4}
+    compute = Trainer._evaluate
+
+    def fake_evaluate(self, state):
+        found = compute(self, state)
+        found["validation"]["accuracy"] = accuracies[int(state.step) // self.steps_per_epoch]
+        return found
+
+    monkeypatch.setattr(Trainer, "_evaluate", fake_evaluate)
+    write = metric_writer.MetricWriter.write
+
+    def stop_in_epoch_4(self, epoch_metrics):
+        write(self, epoch_metrics)
+        if epoch_metrics["epoch"] == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(metric_writer.MetricWriter, "write", stop_in_epoch_4)
+        train(config, tmp_path)
+    with BestCheckpoint(tmp_path / workdir.BEST) as best:
+        assert [step // 5 for step in best.steps] == [1, 3]  # epoch 1 is the best up to 2
+    train(config, tmp_path)
+    assert read_json(tmp_path / RESULTS)["epoch"] == 3
+
+
+def test_steps_are_counted_in_32_bits(dataset):
+    for field in ("num_epochs", "optimizer.warmup_steps"):
+        config = tiny_config("vanilla", f"--config.{field}=10000000000")
+        with pytest.raises(InputError, match=rf"{field}: [\d,]+ steps, expected fewer"):
+            Trainer(config, dataset)
+    far = tiny_config("vanilla", "--config.optimizer.decay_epochs=10000000000,")
+    assert float(Trainer(far, dataset).schedule(10)) > 0
+
+
+def test_batch_larger_than_the_dataset(dataset):
+    config = tiny_config("vanilla", "--config.batch_size=2000")
+    with pytest.raises(InputError, match="batch_size=2000: expected at most 1437"):
+        Trainer(config, dataset)
+
+
+def test_images_that_the_encoders_would_cut(dataset):
+    """Half a row of pixels at the edge would belong to no place of a mask."""
+    images = np.pad(dataset.train.images, ((0, 0), (0, 1), (0, 1), (0, 0)))
+    odd = dataset.replace(train=Split(images, dataset.train.labels))
+    network = ("--config.model.name=preact_resnet", "--config.model.depth=18")
+    config = tiny_config("cut_mixmo", *network, "--config.dataset.image_size=9")
+    with pytest.raises(InputError, match="image_size=9: expected a multiple of the"):
+        Trainer(config, odd)
+    Trainer(tiny_config(), odd)
+
+
+def test_several_processes_are_refused(dataset, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(InputError, match="2 processes: expected one"):
+        Trainer(tiny_config(), dataset)
+
+
+def test_batch_not_a_multiple_of_the_devices(dataset, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 5)
+    with pytest.raises(InputError, match="batch_size=192: expected a multiple of the 5 devices"):
+        Trainer(tiny_config(), dataset)
+
+
+@pytest.mark.parametrize(
+    ("steps", "limit", "expected"),
+    [
+        (3125, 100, [25] * 125),
+        (4000, 100, [100] * 40),
+        (781, 100, [71] * 11),
+        (7, 100, [7]),
+        (5, 1, [1] * 5),
+        (997, 100, [100] * 9 + [97]),
+    ],
+)
+def test_call_lengths(steps, limit, expected):
+    """Equal calls where the number of steps has a divisor for it; each length is compiled."""
+    assert streaming.call_lengths(steps, limit) == expected
+
+
+def test_bfloat16_training_stays_close_to_float32(dataset):
+    losses = []
+    for dtype in ("float32", "bfloat16"):
+        trainer = Trainer(tiny_config("cut_mixmo", f"--config.model.dtype={dtype}"), dataset)
+        with jax.numpy_dtype_promotion("standard"):  # flax's BatchNorm mixes both
+            state, values = run_steps(trainer, [1] * 3)
+        losses.append(values)
+        assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.variables))
+    # bfloat16 has 8 bits of mantissa: 4e-3 a rounding, averaged over a batch.
+    np.testing.assert_allclose(*losses, rtol=0.02)

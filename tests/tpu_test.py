@@ -1,0 +1,31 @@
+"""The program that TPUs run, from the compiler alone: no TPU is needed, only `jax[tpu]`."""
+
+import importlib.util
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="needs the TPU compiler: pip install jax[tpu]",
+)
+
+
+def copies_of_the_dataset(*arguments: object) -> list[str]:
+    script = pathlib.Path(__file__).with_name("tpu_program.py")
+    command = [sys.executable, str(script), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return eval(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(("num_images", "side"), [(50_000, 32), (100_000, 64)])
+def test_flat_dataset_is_not_copied(num_images, side):
+    assert copies_of_the_dataset(num_images, side, "flat") == []
+
+
+def test_dataset_of_images_would_be_copied():
+    """What the layout is for; and the search for copies finds them."""
+    assert copies_of_the_dataset(50_000, 32, "images")

@@ -312,3 +312,27 @@ def test_wide_resnet_depth(depth):
 def test_preact_resnet_depth():
     with pytest.raises(InputError, match="depth=34: expected 18"):
         preact_resnet(depth=34, width=1, num_members=1, num_classes=2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("build", "depth"), [(wide_resnet, 10), (preact_resnet, 18)])
+def test_products_have_the_precision_of_their_dtype(build, depth, dtype):
+    """float32 is not rounded to bfloat16 or TF32 on the way, and heads always are float32."""
+    network = build(depth=depth, width=1, num_members=2, num_classes=10, dtype=jnp.dtype(dtype))
+    images = jax.ShapeDtypeStruct((2, 4, 16, 16, 3), np.float32)
+    masks = jax.ShapeDtypeStruct((2, 4, *network.stem_shape(16, 16), 1), np.float32)
+
+    def train(images, masks):
+        variables = network.init(jax.random.key(0), images[0], train=False)
+        return network.apply(variables, images, masks, train=True, mutable=["batch_stats"])
+
+    with jax.numpy_dtype_promotion("standard"):  # flax's BatchNorm mixes dtypes
+        lines = jax.jit(train).lower(images, masks).as_text().splitlines()
+    convolutions = [line for line in lines if "stablehlo.convolution" in line]
+    products = [line for line in lines if "stablehlo.dot_general" in line]
+    assert len(convolutions) > depth - 2
+    assert products
+    for line in convolutions:
+        assert line.count("HIGHEST") == (2 if dtype == "float32" else 0), line
+    for line in products:
+        assert line.count("HIGHEST") == 2, line

@@ -133,12 +133,12 @@ def test_files_and_folders_in_the_order_given(run, folder, finished_run):
     assert numbers(rows) == [4, 1, 3, 5, 7, 9, 11, 0]
 
 
-def test_colour_becomes_grey_for_a_grey_network(run, tmp_path, images, finished_run):
+def test_color_becomes_gray_for_a_gray_network(run, tmp_path, images, finished_run):
     for i, pixels in enumerate(images):
-        grey = Image.fromarray(pixels)
-        grey.save(tmp_path / f"grey{i:02}.png")
-        grey.convert("RGB").save(tmp_path / f"rgb{i:02}.png")
-        grey.convert("RGBA").save(tmp_path / f"rgba{i:02}.png")
+        gray = Image.fromarray(pixels)
+        gray.save(tmp_path / f"gray{i:02}.png")
+        gray.convert("RGB").save(tmp_path / f"rgb{i:02}.png")
+        gray.convert("RGBA").save(tmp_path / f"rgba{i:02}.png")
     answers = {}
     for row in json.loads(run(f"--workdir={finished_run}", "--format=json", tmp_path)):
         answers.setdefault(row.pop("file")[-6:-4], []).append(row)

@@ -1,5 +1,6 @@
 """Training: the same steps on any number of devices, in any grouping, across interruptions."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -25,6 +26,7 @@ from mixmo_jax.input_pipeline import streaming
 from mixmo_jax.runs import metric_writer, terminal, workdir
 from mixmo_jax.runs.metric_writer import RESULTS
 from mixmo_jax.train import train
+from mixmo_jax.training import loop
 from mixmo_jax.training.checkpoints import BestCheckpoint, Checkpoints
 from mixmo_jax.training.loop import Trainer
 from mixmo_jax.training.step import make_train_step, make_update_fn
@@ -166,6 +168,49 @@ def test_both_placements_train_the_same_network(dataset):
 )
 def test_placement(placement, num_bytes, expected):
     assert streaming.is_streamed(placement, num_bytes) == expected
+
+
+@pytest.mark.parametrize("side", [32, 224])
+def test_streamed_calls_are_bounded_by_bytes(dataset, monkeypatch, side):
+    """Whatever the size of the images; as on an accelerator, where calls have many steps."""
+    monkeypatch.setattr(streaming, "_most_steps", lambda: 100)
+    count = len(dataset.train)
+    images = np.broadcast_to(np.zeros((), np.uint8), (count, side, side, 3))
+    trainer = Trainer(tiny_config("cut_mixmo+cutmix", "--config.batch_size=32"), dataset)
+    feed = streaming.StreamedFeed(trainer.plan_fn, Split(images, dataset.train.labels), 7 * 20)
+    # Two members and their partners; each device has its part.
+    step_bytes = 2 * 2 * 32 * side * side * 3 // jax.local_device_count()
+    with contextlib.closing(feed.calls(jax.random.key(0), 1)) as calls:
+        call = next(calls)
+    assert call.streamed.images.shape[1] == call.num_steps
+    most = min(100, (64 << 20) // step_bytes)
+    assert most / 2 <= call.num_steps <= most
+
+
+def test_few_calls_are_in_flight():
+    """The loop waits for the calls before, with a terminal or without."""
+    finished, most = [], 0
+
+    class Losses:
+        """Losses of one call that count when they are waited for."""
+
+        def __getitem__(self, _):
+            finished.append(self)
+            return np.zeros(1)
+
+    def update(state, *_):
+        nonlocal most
+        most = max(most, state + 1 - len(finished))
+        return state + 1, Losses()
+
+    class Progress:
+        def update(self, num_steps, losses):
+            assert finished[-1] is losses  # only what is finished is counted
+
+    calls = (streaming.Call(None, None, None, 1) for _ in range(10))
+    state, losses = loop._run_calls(update, 0, calls, Progress())
+    assert (state, len(losses), len(finished)) == (10, 10, 10)
+    assert most <= 3  # two in flight, and the one that is dispatched
 
 
 def test_validation_split_selects_the_epoch(tmp_path, monkeypatch, capsys):

@@ -172,6 +172,9 @@ def test_other_data_are_refused(tmp_path, config, dataset):
     open_checkpointed_run(tmp_path, config, dataset)
     with pytest.raises(InputError, match="began with data of another class_names"):
         workdir.restore_statistics(tmp_path, dataset.replace(class_names=("a", "b")))
+    permuted = dataset.replace(class_names=dataset.class_names[::-1])
+    with pytest.raises(InputError, match="began with the same classes in another order"):
+        workdir.restore_statistics(tmp_path, permuted)
     larger = dataset.train.replace(images=dataset.train.images.repeat(2, axis=1))
     with pytest.raises(InputError, match="began with data of another image_shape"):
         workdir.restore_statistics(tmp_path, dataset.replace(train=larger))

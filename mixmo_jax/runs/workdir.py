@@ -91,8 +91,12 @@ def restore_statistics(folder: pathlib.Path, dataset: Dataset) -> Dataset:
         return dataset
     info = read_dataset_info(folder)
     for name in ("image_shape", "class_names"):
-        if info[name] != tuple(getattr(dataset, name)):
-            raise InputError(f"workdir={folder}: its run began with data of another {name}")
+        began, now = info[name], tuple(getattr(dataset, name))
+        if began != now:
+            same = name == "class_names" and sorted(began) == sorted(now)
+            # Version 0.1 numbered the classes of Tiny ImageNet in the order of wnids.txt.
+            reason = "the same classes in another order" if same else f"data of another {name}"
+            raise InputError(f"workdir={folder}: its run began with {reason}")
     if info["num_images"] != dataset.num_images:
         began, now = (_counts(n) for n in (info["num_images"], dataset.num_images))
         raise InputError(f"workdir={folder}: its run began with {began} images, now {now}")

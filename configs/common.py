@@ -74,11 +74,12 @@ def get_config(method: str = DEFAULT_METHOD) -> ml_collections.ConfigDict:
     config.dataset.validation_fraction = 0.0
     config.dataset.split_seed = 0  # seed of the choice of these images
     # Placement of the training images: "device", "host" (sent ahead of every step), or "auto": on
-    # the device if they take less than a quarter of its memory.
+    # the device if they take at most a quarter of its memory.
     config.dataset.placement = "auto"
     # image_folder: images are scaled and cropped to this; even for preact_resnet.
     config.dataset.image_size = 64
-    config.dataset.test_fraction = 0.2  # image_folder: set apart if there is no folder for testing
+    # Fraction of every class that becomes the test split, if the data have no test images.
+    config.dataset.test_fraction = 0.2
     config.dataset.crop_padding = 4  # random crops reach this many pixels over each edge
     config.dataset.flip = True  # random horizontal flips
     # Per channel, on the scale 0 to 1. (): measured on the training images.

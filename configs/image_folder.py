@@ -2,9 +2,10 @@
 
     python -m mixmo_jax.main --config=configs/image_folder.py --config.dataset.data_dir=/path
 
-/path holds train/<class>/ and test/<class>/ (or val/), or <class>/ alone: then a part of every
-class is taken for testing (`dataset.test_fraction`). With both test/ and val/, the best epoch is
-selected on val/. Classes, mean and standard deviation follow from the images.
+/path, a folder or a zip or tar archive, holds train/<class>/ and test/<class>/ (or val/), or
+<class>/ alone: then a part of every class is taken for testing (`dataset.test_fraction`). With both
+test/ and val/, the best epoch is selected on val/. Classes, mean and standard deviation follow from
+the images.
 """
 
 from mixmo_jax.configs import common, tiny_imagenet

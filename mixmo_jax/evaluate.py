@@ -54,7 +54,8 @@ def evaluate_run(
     network = load_network(folder, config, allow_unfinished=allow_unfinished)
     dataset = dataset or _load_dataset(folder, config)
     model = Model([network], ensemble or config.evaluation.ensemble)
-    which = "the best in validation" if (folder / workdir.BEST).is_dir() else "the last"
+    best = workdir.has_checkpoint(folder, workdir.BEST)
+    which = "the best in validation" if best else f"of {config.num_epochs}"
     title = f"{config.dataset.name}, {config.method}, seed {config.seed}"
     of = f"{len(dataset.test):,} test images, epoch {network.epoch} ({which})"
     results = {

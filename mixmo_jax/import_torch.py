@@ -3,7 +3,8 @@
 python -m mixmo_jax.import_torch --checkpoint=FILE --config=cifar100:cut_mixmo --workdir=runs/theirs
 
 Fields of the config are set as for training, `--config.dataset.data_dir=…`. The network computes in
-float32. Evaluation, prediction and export take the run as if it had been trained here.
+float32 unless `--config.model.dtype` says otherwise. Evaluation, prediction and export take the
+run as if it had been trained here.
 """
 
 import argparse

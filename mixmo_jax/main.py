@@ -20,6 +20,7 @@ from mixmo_jax.configs.common import METHODS
 from mixmo_jax.errors import InputError, unknown
 from mixmo_jax.evaluation.ensemble import ENSEMBLES
 
+_OWN_FLAGS = ("config", "workdir", "mode", "plugin", "corruptions", "ensemble", "allow_unfinished")
 _ONLY_EVALUATE = ("corruptions", "ensemble", "allow_unfinished")
 
 
@@ -73,7 +74,8 @@ def _help(known: flags.FlagValues) -> str:
     methods = f"Methods: {', '.join(METHODS)}"
     configs = f"Configs of the package: {', '.join(config_lib.names())}"
     fields = f"Fields, set by --config.FIELD=VALUE, and their defaults:\n{schema.describe_fields()}"
-    return f"{__doc__}\n{known.get_help().strip()}\n\n{configs}\n\n{methods}\n\n{fields}"
+    own = [f"  --{name}\n      {known[name].help.splitlines()[0]}" for name in _OWN_FLAGS]
+    return "\n\n".join([__doc__.strip(), "Flags:\n" + "\n".join(own), configs, methods, fields])
 
 
 def _unknown_flag(flag: str, known: flags.FlagValues) -> InputError:
@@ -127,10 +129,10 @@ def _define_flags() -> flags.FlagValues:
     flags.DEFINE_boolean(
         "allow_unfinished",
         False,
-        "With --mode=evaluate: take the newest checkpoint of a run that is not finished.",
+        "With --mode=evaluate: take the best or newest checkpoint of a run that is not finished.",
         flag_values=values,
     )
-    flags.DEFINE_multi_string("plugin", [], f"{PLUGIN_HELP}; repeatable.", flag_values=values)
+    flags.DEFINE_multi_string("plugin", [], PLUGIN_HELP, flag_values=values)
     return values
 
 

@@ -26,7 +26,11 @@ def main(argv: Sequence[str]) -> int:
     parser = create_parser("predict", __doc__)
     parser.add_argument("--workdir", required=True, help="a finished run, or several: A,B,C")
     parser.add_argument("--ensemble", choices=ENSEMBLES, help="default: as the run's config says")
-    parser.add_argument("--allow_unfinished", action="store_true", help="take what is there")
+    parser.add_argument(
+        "--allow_unfinished",
+        action="store_true",
+        help="take the best or newest checkpoint of a run that is not finished",
+    )
     parser.add_argument("--format", choices=["table", "csv", "json"], default="table")
     parser.add_argument("images", nargs="+", type=pathlib.Path, help="files or folders of images")
     arguments = parser.parse_args(argv[1:])

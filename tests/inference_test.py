@@ -250,6 +250,10 @@ def test_unfinished_run_is_loaded_when_asked_for(run_copy, model, test_split):
         mixmo_jax.load(run_copy)
     loaded = mixmo_jax.load(run_copy, allow_unfinished=True)
     assert loaded.networks[0].epoch == 1
+    (run_copy / workdir.BEST).mkdir()  # made, but no epoch has been validated yet
+    assert mixmo_jax.load(run_copy, allow_unfinished=True).networks[0].epoch == 1
+    edit(run_copy / RESULTS, epoch=0)  # evaluated before, at another epoch
+    assert mixmo_jax.load(run_copy, allow_unfinished=True).temperature is None
     images = test_split.images[:5]
     chex.assert_trees_all_equal(loaded.logits(images), model.logits(images))
 

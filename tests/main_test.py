@@ -110,7 +110,7 @@ def test_evaluate_mode_needs_only_the_folder(finished_run, capsys):
     before = (folder / "results.json").read_text()
     (folder / "results.json").unlink()
     assert main(["", "--mode=evaluate", f"--workdir={folder}"]) == 0
-    assert "360 test images, epoch 2 (the last)" in capsys.readouterr().out
+    assert "360 test images, epoch 2 (of 2)" in capsys.readouterr().out
     assert (folder / "results.json").read_text() == before
 
 

@@ -39,7 +39,7 @@ DATASETS: dict[str, Loader] = {
 def load(config: ml_collections.ConfigDict) -> Dataset:
     """Loads the dataset `config.dataset.name`.
 
-    Images that are read from files are decoded once, cached beside them, and memory-mapped.
+    Images that are read from files are decoded once, cached, and memory-mapped.
 
     Args:
       config: The fields of `config.dataset`; an empty `mean` or `std` is measured on the training

@@ -59,13 +59,14 @@ def load_network(
     Args:
       folder: The folder of the run.
       config: The config of the run, if it has been read already.
-      allow_unfinished: Whether to take the newest checkpoint of a run that is not finished.
+      allow_unfinished: Whether to take the best checkpoint so far, or else the newest, of a run
+        that is not finished.
 
     Raises:
       InputError: if there is no finished run in the folder, or it is damaged.
     """
     config = config or workdir.read_config(folder)
-    if not (folder / workdir.CHECKPOINTS).is_dir():
+    if not workdir.has_checkpoint(folder):
         raise InputError(f"workdir={folder}: has no checkpoint; train it first")
     info = workdir.read_dataset_info(folder)
     epoch_steps = steps_per_epoch(config, info["num_images"]["train"])
@@ -80,7 +81,7 @@ def load_network(
     model = create_model(config.model, len(info["class_names"]))
     images = jnp.zeros((1, *info["image_shape"]), jnp.float32)
     like = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
-    best = (folder / workdir.BEST).is_dir()
+    best = workdir.has_checkpoint(folder, workdir.BEST)
     with Checkpoints(folder / (workdir.BEST if best else workdir.CHECKPOINTS)) as checkpoints:
         variables = checkpoints.restore_variables(like)
         step = checkpoints.latest_step
@@ -107,6 +108,8 @@ def _read_temperature(
         runs = [pathlib.Path(run).resolve() for run in results.get("runs", [])]
         if sorted(runs) != sorted(folder.resolve() for folder in folders):
             return None
+    elif results.get("epoch", networks[0].epoch) != networks[0].epoch:
+        return None  # it was fitted before the run went on
     # Runs of older versions do not say it, nor has an ensemble of theirs a temperature of its own.
     if results.get("ensemble", networks[0].config.evaluation.ensemble) != ensemble:
         return None

@@ -38,7 +38,8 @@ def is_streamed(placement: str, num_bytes: int) -> bool:
     """Decides whether the training images stay on the host.
 
     Args:
-      placement: "host", "device", or "auto": on the device below a quarter of its memory.
+      placement: "host", "device", or "auto": on the device if they take at most a quarter of its
+        memory.
       num_bytes: The size of the images.
     """
     if placement != "auto":

@@ -50,9 +50,9 @@ def check_run(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
             raise InputError(f"workdir={folder}: expected a run or an empty folder")
 
 
-def has_checkpoint(folder: pathlib.Path) -> bool:
-    """Returns whether the run in a folder has reached a checkpoint."""
-    return any(step.name.isdigit() for step in (folder / CHECKPOINTS).glob("*"))
+def has_checkpoint(folder: pathlib.Path, name: str = CHECKPOINTS) -> bool:
+    """Returns whether the run in a folder has reached a checkpoint, or with `BEST` a best one."""
+    return any(step.name.isdigit() for step in (folder / name).glob("*"))
 
 
 def open_run(folder: pathlib.Path, config: ml_collections.ConfigDict, dataset: Dataset) -> None:

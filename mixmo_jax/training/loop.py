@@ -27,7 +27,7 @@ from mixmo_jax.training.step import (
     make_update_fn,
 )
 
-_CALLS_IN_FLIGHT = 2  # dispatched and not finished: the device never waits, and memory is bounded
+_CALLS_IN_FLIGHT = 2  # left unfinished: the device never waits, and memory is bounded
 
 
 class MetricWriter(Protocol):

@@ -53,7 +53,7 @@ def create_train_state(
             step=jnp.zeros((), jnp.int32),
             key=train_key,
             params=variables["params"],
-            batch_stats=variables["batch_stats"],
+            batch_stats=variables.get("batch_stats", {}),
             opt_state=tx.init(variables["params"]),
         )
 
@@ -93,7 +93,7 @@ def make_train_step(
                 variables, batch.images, batch.masks, train=True, mutable=["batch_stats"]
             )
             loss = weighted_cross_entropy(logits, batch.targets, batch.weights)
-            return loss, updated["batch_stats"]
+            return loss, updated.get("batch_stats", {})
 
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, batch_stats), grads = grad_fn(state.params)

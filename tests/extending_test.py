@@ -3,8 +3,10 @@
 import json
 import pathlib
 
+import numpy as np
 import pytest
 
+import mixmo_jax
 from mixmo_jax import predict
 from mixmo_jax.datasets import DATASETS
 from mixmo_jax.main import main
@@ -34,6 +36,15 @@ def test_example_trains_with_its_own_parts(run):
     found = config["mixmo"]["block"], config["model"]["name"], config["dataset"]["name"]
     assert found == ("stripes", "tiny", "bars")
     assert json.loads((run / "results.json").read_text())["scores"]["accuracy"] > 0.8
+
+
+def test_core_without_batch_norm(run, tmp_path):
+    """Nothing but the network's own layers is required of it."""
+    code = EXAMPLE.read_text().splitlines(keepends=True)
+    plain = tmp_path / "plain.py"
+    plain.write_text("".join(line for line in code if "make_norm(" not in line))
+    assert main(["", f"--config={plain}", f"--workdir={tmp_path}/run"]) == 0
+    assert mixmo_jax.load(tmp_path / "run").predict(np.zeros((1, 8, 8, 1), np.uint8)).shape == (1,)
 
 
 def test_commands_take_it_as_a_plugin(run, capsys):

@@ -1,6 +1,7 @@
 """The metrics of each epoch as JSON lines and for TensorBoard."""
 
 import json
+import math
 import pathlib
 
 from mixmo_jax.files import jsonable, reading, write_json, write_text
@@ -38,7 +39,7 @@ class MetricWriter:
         self._file.write(json.dumps(jsonable(epoch_metrics)) + "\n")
         self._file.flush()
         for name, value in _flatten(epoch_metrics):
-            if name not in ("epoch", "step"):
+            if name not in ("epoch", "step") and math.isfinite(value):
                 self._events.add_scalar(name, value, epoch_metrics["step"])
 
 
@@ -67,7 +68,8 @@ def write_results(folder: pathlib.Path, results: dict, step: int) -> None:
         old.unlink(missing_ok=True)
     with tensorboardX.SummaryWriter(str(folder), filename_suffix=".final") as events:
         for name, value in _flatten({k: v for k, v in results.items() if k.endswith("scores")}):
-            events.add_scalar(f"final/{name}", value, step)
+            if math.isfinite(value):
+                events.add_scalar(f"final/{name}", value, step)
     write_json(folder / RESULTS, results)
 
 

@@ -16,7 +16,7 @@ METHODS = {
     "vanilla": {},
     "mixup": {"msda.method": "mixup"},
     "cutmix": _CUTMIX,
-    # MIMO: encoders summed with equal shares, losses with equal weights.
+    # MIMO: encoders summed with equal ratios, losses with equal weights.
     "mimo": {**_MIXMO, "mixmo.alpha": 0.0, "mixmo.weight_root": 1.0},
     "linear_mixmo": _MIXMO,
     "cut_mixmo": {**_MIXMO, "mixmo.block": "cutmix"},

@@ -1,7 +1,6 @@
 """What the command lines have in common."""
 
 import argparse
-import importlib.util
 import os
 import pathlib
 import sys
@@ -10,7 +9,7 @@ from collections.abc import Callable, Sequence
 import jaxlib
 
 from mixmo_jax.errors import InputError, warn
-from mixmo_jax.files import reading
+from mixmo_jax.files import execute_module
 
 DEFECTIVE_JAXLIB = ("0.10.2",)  # github.com/jax-ml/jax/issues/39103
 PLUGIN_HELP = "Python file that registers mask functions, networks or datasets of your own"
@@ -44,16 +43,27 @@ def import_plugins(files: Sequence[str]) -> None:
         path = pathlib.Path(file).expanduser()
         if path.suffix != ".py" or not path.is_file():
             raise InputError(f"plugin={file}: expected a Python file")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        module = importlib.util.module_from_spec(spec)
-        with reading(f"plugin={file}", SyntaxError, ImportError):
-            spec.loader.exec_module(module)
+        execute_module(path)
 
 
-def run_command(command: Callable[[], None]) -> int:
+def warn_if_uncalibrated(model, workdir: str) -> None:
+    """Warns if nothing was fitted for a loaded `Model`."""
+    if model.temperature is None:
+        warn(
+            f"no temperature was fitted for workdir={workdir}, probabilities are not calibrated: "
+            "python -m mixmo_jax.main --mode=evaluate --workdir=… fits one"
+        )
+
+
+def run_command(command: Callable[[], None], interrupted: str = "interrupted") -> int:
     """Runs a command and returns its exit status.
 
-    That is 0; 2 for wrong input, after a line on stderr; 1 if nobody reads the output any more.
+    That is 0; 2 for wrong input, and 130 after Ctrl-C, with a line on stderr; 1 if nobody reads
+    the output any more.
+
+    Args:
+      command: The command.
+      interrupted: The line after Ctrl-C.
     """
     if jaxlib.__version__ in DEFECTIVE_JAXLIB:
         warn(f"jaxlib {jaxlib.__version__} computes wrong results on CPU; install another version")
@@ -63,6 +73,9 @@ def run_command(command: Callable[[], None]) -> int:
     except BrokenPipeError:  # the reader of the output, such as `head`, has enough of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return 130
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,7 +1,6 @@
 """Finding, overriding and checking configs."""
 
 import difflib
-import importlib.util
 import json
 import pathlib
 import re
@@ -13,7 +12,7 @@ from ml_collections import config_flags
 
 from mixmo_jax.configs import common
 from mixmo_jax.errors import InputError
-from mixmo_jax.files import reading
+from mixmo_jax.files import execute_module
 from mixmo_jax.schema import allowed_values, check, flatten, unknown_field
 
 FIELD_FLAG = re.compile(r"--?(no)?config\.")  # how the flag of a field begins
@@ -145,12 +144,7 @@ def _find(path: str) -> pathlib.Path:
 
 def _execute(file: pathlib.Path, method: str) -> ml_collections.ConfigDict:
     """Runs a config file; what its own code raises, beside wrong values, keeps its traceback."""
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    if spec is None:
-        raise InputError(f"config={file}: expected a Python file with a function get_config")
-    module = importlib.util.module_from_spec(spec)
-    with reading(f"config={file}", SyntaxError, ImportError, UnicodeDecodeError):
-        spec.loader.exec_module(module)
+    module = execute_module(file)
     if not callable(getattr(module, "get_config", None)):
         raise InputError(f"config={file}: expected a function get_config")
     try:

@@ -24,7 +24,7 @@ def shard(tree):
 
 def replicate_for_pmap(tree):
     """Copies a tree to all local devices, stacked along a leading axis as pmap takes it."""
-    # Not flax.jax_utils.replicate: it builds the stack on one device and makes pmap compile twice.
+    # Not flax.jax_utils.replicate, whose other mesh axis makes pmap compile twice.
     count = jax.local_device_count()
 
     def copy(leaf):

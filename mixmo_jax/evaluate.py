@@ -11,7 +11,7 @@ from mixmo_jax import datasets
 from mixmo_jax.datasets import Dataset, Split
 from mixmo_jax.errors import InputError
 from mixmo_jax.evaluation import calibration, corruptions, metrics
-from mixmo_jax.evaluation.ensemble import ensemble_log_probs
+from mixmo_jax.evaluation.ensemble import ENSEMBLES, ensemble_log_probs
 from mixmo_jax.files import write_arrays, write_json
 from mixmo_jax.inference.loading import load, load_network
 from mixmo_jax.inference.model import Model
@@ -54,8 +54,7 @@ def evaluate_run(
     network = load_network(folder, config, allow_unfinished=allow_unfinished)
     dataset = dataset or _load_dataset(folder, config)
     model = Model([network], ensemble or config.evaluation.ensemble)
-    best = workdir.has_checkpoint(folder, workdir.BEST)
-    which = "the best in validation" if best else f"of {config.num_epochs}"
+    which = "the best in validation" if dataset.validation else f"of {config.num_epochs}"
     title = f"{config.dataset.name}, {config.method}, seed {config.seed}"
     of = f"{len(dataset.test):,} test images, epoch {network.epoch} ({which})"
     results = {
@@ -99,10 +98,15 @@ def evaluate_ensemble(
     dataset = _load_dataset(folders[0], workdir.read_config(folders[0], overrides))
     for folder in folders[1:]:
         workdir.warn_of_other_test_images(folder, dataset.test)
+    if not _same_validation_split(model):  # some of the images others were trained on
+        dataset = dataset.replace(validation=None)
     title = f"ensemble of {len(folders)} runs, {model.num_members} members"
     of = f"{len(dataset.test):,} test images"
-    runs = [str(folder.resolve()) for folder in folders]
-    results = {"runs": runs, "environment": describe_environment()}
+    results = {
+        "runs": [str(folder.resolve()) for folder in folders],
+        "epochs": [network.epoch for network in model.networks],
+        "environment": describe_environment(),
+    }
     results.update(
         _evaluate(
             model, dataset, title, of, folders[0] / "ensemble.png", folders[0] / ENSEMBLE_LOGITS
@@ -132,13 +136,14 @@ def evaluate_corruptions(
       The metrics, see `corruptions.score_corruptions`.
     """
     model = load(folders, ensemble=ensemble, allow_unfinished=allow_unfinished)
-    results = corruptions.score_corruptions(
+    scores = corruptions.score_corruptions(
         model.logits, images, model.image_shape, model.ensemble, model.weights
     )
-    print(terminal.corruption_table(results))
-    write_json(folders[0] / workdir.CORRUPTIONS, results)
-    print(f"  all results are in {folders[0] / workdir.CORRUPTIONS}")
-    return results
+    print(terminal.corruption_table(scores))
+    name = workdir.CORRUPTIONS if len(folders) == 1 else workdir.ENSEMBLE_CORRUPTIONS
+    write_json(folders[0] / name, scores)
+    print(f"  all results are in {folders[0] / name}")
+    return scores
 
 
 def import_variables(
@@ -169,8 +174,10 @@ def import_variables(
         if found != expected:
             reason = f"{found} {kind}, the network {expected}"
             raise InputError(f"dataset.name={config.dataset.name!r}: {reason}")
-    workdir.open_run(folder, config, dataset)
     steps = steps_per_epoch(config, len(dataset.train))
+    if not 0 < config.num_epochs * steps < 2**31:
+        raise InputError(f"batch_size={config.batch_size}: {steps} steps an epoch of this dataset")
+    workdir.open_run(folder, config, dataset)
     model = create_model(config.model, num_classes)
     tx, _ = create_optimizer(config, steps)
     state = create_train_state(config.seed, model, tx, dataset.image_shape)
@@ -180,6 +187,12 @@ def import_variables(
         with Checkpoints(folder / name) as checkpoints:
             checkpoints.save(int(state.step), state)
     return evaluate_run(folder, dataset=dataset)
+
+
+def _same_validation_split(model: Model) -> bool:
+    """Whether the runs of an ensemble have set the same images apart."""
+    fields = [network.config.dataset for network in model.networks]
+    return len({(config.validation_fraction, config.split_seed) for config in fields}) == 1
 
 
 def _load_dataset(folder: pathlib.Path, config: ml_collections.ConfigDict) -> Dataset:
@@ -203,7 +216,11 @@ def _evaluate(
     if dataset.validation is not None:
         fitted_on, split = "validation", dataset.validation
         split_logits = model.logits(_in_memory(split))
-    temperature = calibration.fit_temperature(split_logits, split.labels, model.ensemble, weights)
+    fitted = {
+        kind: calibration.fit_temperature(split_logits, split.labels, kind, weights)
+        for kind in ENSEMBLES
+    }
+    temperature = fitted[model.ensemble]
     print(f"\n{title}: {of}")
     print(terminal.metric_table(plain, scaled))
     print(f"  temperatures fitted on halves: {temperatures[0]:.4f}, {temperatures[1]:.4f}")
@@ -215,6 +232,7 @@ def _evaluate(
         "ensemble": model.ensemble,
         "temperature": temperature,
         "temperature_fitted_on": fitted_on,
+        "prediction_temperatures": fitted,
         "scores": plain,
         "scaled_scores": scaled,
         "temperatures": temperatures,

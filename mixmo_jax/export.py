@@ -3,8 +3,8 @@
 python -m mixmo_jax.export --workdir=runs/digits-cut_mixmo-s0 --output=model.stablehlo
 
 The file holds a function of uint8 images [N, H, W, C], any N, that returns class probabilities
-[N, K] float32: normalization, network, temperature and averaging are inside. It runs on cpu, cuda
-and tpu:
+[N, K] float32: normalization, network, the fitted temperature and averaging are inside. It runs on
+cpu, cuda and tpu:
 
     import jax.export  # pip install jax flatbuffers
 
@@ -22,7 +22,12 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from mixmo_jax.commands import create_parser, import_plugins, run_command
+from mixmo_jax.commands import (
+    create_parser,
+    import_plugins,
+    run_command,
+    warn_if_uncalibrated,
+)
 from mixmo_jax.errors import InputError
 from mixmo_jax.evaluation.ensemble import ENSEMBLES
 from mixmo_jax.files import write_bytes, write_json
@@ -34,7 +39,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs a command line; returns 0, or 2 for wrong input."""
+    """Runs a command line; returns its exit status, see `run_command`."""
     parser = create_parser("export", __doc__)
     parser.add_argument("--workdir", required=True, help="a finished run, or several: A,B,C")
     parser.add_argument("--output", required=True, type=pathlib.Path)
@@ -57,6 +62,7 @@ def _export(arguments: argparse.Namespace) -> None:
             raise InputError(f"output={output}: {file} is not a file that could be replaced")
     import_plugins(arguments.plugin)
     model = load(split_folders(arguments.workdir), ensemble=arguments.ensemble)
+    warn_if_uncalibrated(model, arguments.workdir)
     # Several runs have several cores, and averaged probabilities are not linear: neither folds.
     if len(model.networks) == 1 and not arguments.no_fold:
         if model.ensemble != "logits":

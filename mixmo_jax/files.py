@@ -1,11 +1,14 @@
 """Files: what is wrong with one that is read, and writing one at once."""
 
 import contextlib
+import importlib.util
 import io
 import json
 import math
 import os
 import pathlib
+import sys
+import types
 from collections.abc import Iterator
 
 import numpy as np
@@ -54,10 +57,27 @@ def read_json(file: pathlib.Path) -> dict:
       InputError: if the file cannot be read, or holds something else.
     """
     with reading(file, ValueError, RecursionError):
-        values = json.loads(file.read_text())
+        values = json.loads(file.read_text("utf-8"))
         if not isinstance(values, dict):
             raise ValueError("expected a dictionary")
     return values
+
+
+def execute_module(file: pathlib.Path) -> types.ModuleType:
+    """Executes a Python file of a user; what its own code raises keeps its traceback.
+
+    Raises:
+      InputError: if the file is no Python, or something that it imports is missing.
+    """
+    name = f"_mixmo_jax_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None:
+        raise InputError(f"{file}: expected a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look themselves up there
+    with reading(file, SyntaxError, ImportError, UnicodeDecodeError):
+        spec.loader.exec_module(module)
+    return module
 
 
 def write_bytes(file: pathlib.Path, content: bytes) -> None:
@@ -75,7 +95,7 @@ def write_bytes(file: pathlib.Path, content: bytes) -> None:
 
 def write_text(file: pathlib.Path, text: str) -> None:
     """Replaces a text file atomically."""
-    write_bytes(file, text.encode())
+    write_bytes(file, text.encode(errors="replace"))
 
 
 def write_json(file: pathlib.Path, values: dict) -> None:

@@ -20,7 +20,7 @@ from mixmo_jax.inference.torch_checkpoints import convert, read_state_dict
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs a command line; returns 0, or 2 for wrong input."""
+    """Runs a command line; returns its exit status, see `run_command`."""
     parser = create_parser("import_torch", __doc__, allow_abbrev=False)
     parser.add_argument("--checkpoint", required=True, type=pathlib.Path)
     parser.add_argument("--config", required=True, help="as in training: FILE[:METHOD]")

@@ -30,15 +30,12 @@ def main(argv: Sequence[str]) -> int:
     Returns:
       The exit status: 0, 2 for wrong input, 1 if the training diverged, 130 if interrupted.
     """
+    message = "interrupted; the same command resumes from the last checkpoint, if there is one"
     try:
-        return run_command(lambda: _run(argv))
+        return run_command(lambda: _run(argv), message)
     except FloatingPointError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        message = "interrupted; the same command resumes from the last checkpoint, if there is one"
-        print(message, file=sys.stderr)
-        return 130
 
 
 def run() -> None:
@@ -137,7 +134,7 @@ def _define_flags() -> flags.FlagValues:
 
 
 def _train(known: flags.FlagValues, overrides: Sequence[str]) -> None:
-    from mixmo_jax.train import train  # here, so that --help and typos are answered at once
+    from mixmo_jax.train import train  # Orbax takes time to import
 
     for name in _ONLY_EVALUATE:
         if known[name].value != known[name].default:

@@ -12,9 +12,14 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from mixmo_jax.commands import create_parser, import_plugins, run_command
+from mixmo_jax.commands import (
+    create_parser,
+    import_plugins,
+    run_command,
+    warn_if_uncalibrated,
+)
 from mixmo_jax.datasets.decode import ENDINGS
-from mixmo_jax.errors import InputError, warn
+from mixmo_jax.errors import InputError
 from mixmo_jax.evaluation.ensemble import ENSEMBLES
 from mixmo_jax.inference.loading import load
 from mixmo_jax.inference.model import Model
@@ -22,7 +27,7 @@ from mixmo_jax.runs.workdir import split_folders
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs a command line; returns 0, or 2 for wrong input."""
+    """Runs a command line; returns its exit status, see `run_command`."""
     parser = create_parser("predict", __doc__)
     parser.add_argument("--workdir", required=True, help="a finished run, or several: A,B,C")
     parser.add_argument("--ensemble", choices=ENSEMBLES, help="default: as the run's config says")
@@ -50,11 +55,7 @@ def _predict(arguments: argparse.Namespace) -> None:
         ensemble=arguments.ensemble,
         allow_unfinished=arguments.allow_unfinished,
     )
-    if model.temperature is None:
-        warn(
-            f"no temperature was fitted for workdir={arguments.workdir}, probabilities are not "
-            "calibrated: python -m mixmo_jax.main --mode=evaluate --workdir=… fits one"
-        )
+    warn_if_uncalibrated(model, arguments.workdir)
     rows = predict_files(model, files)
     if arguments.format == "json":
         print(json.dumps(rows, indent=2, ensure_ascii=False))

@@ -26,11 +26,11 @@ def _rule(kind, allowed=None, test=lambda value: True):
 
 
 def _at_least(kind, low):
-    return _rule(kind, f"{kind[1]} >= {low}", lambda value: math.isfinite(value) and value >= low)
+    return _rule(kind, f"{kind[1]} >= {low}", lambda value: low <= value < math.inf)
 
 
 def _above(kind, low):
-    return _rule(kind, f"{kind[1]} > {low}", lambda value: math.isfinite(value) and value > low)
+    return _rule(kind, f"{kind[1]} > {low}", lambda value: low < value < math.inf)
 
 
 def _fraction(low=0.0, high=1.0):

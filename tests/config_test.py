@@ -82,6 +82,19 @@ def test_config_of_ones_own(tmp_path):
     assert (name, config.method, config.num_epochs) == ("mine", "mimo", 7)
 
 
+def test_config_file_may_define_dataclasses(tmp_path):
+    """With postponed annotations, dataclasses look for their module."""
+    (tmp_path / "mine.py").write_text(
+        "from __future__ import annotations\n"
+        "import dataclasses\n"
+        "from mixmo_jax.configs.digits import get_config\n"
+        "@dataclasses.dataclass\n"
+        "class A:\n"
+        "    x: dataclasses.InitVar[int] = 3\n"
+    )
+    assert config_lib.parse(str(tmp_path / "mine.py"))[1].method == "cut_mixmo"
+
+
 def test_packaged_config_by_its_path_in_the_repository(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert config_lib.parse("configs/digits.py")[1] == config_lib.parse("digits")[1]

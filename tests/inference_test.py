@@ -119,7 +119,7 @@ def test_models_describe_themselves(finished_run, other_run):
 
 def test_run_without_a_temperature_is_not_scaled(run_copy):
     results = json.loads((run_copy / RESULTS).read_text())
-    del results["temperature"]
+    del results["temperature"], results["prediction_temperatures"]
     (run_copy / RESULTS).write_text(json.dumps(results))
     model = mixmo_jax.load(run_copy)
     assert model.temperature is None
@@ -209,26 +209,52 @@ def test_ensemble_predicts_what_its_evaluation_scored(run_copy, other_run, test_
     }
     probs = ensemble.predict_proba(test_split.images)
     chex.assert_trees_all_close(probs, expected[kind], atol=1e-5)
-    # What was fitted for these runs, combined so, is not used for anything else.
-    assert mixmo_jax.load([*folders, run_copy], ensemble=kind).temperature is None
+    # It holds for these runs in any order, combined in either way, and for nothing else.
+    assert mixmo_jax.load(folders[::-1], ensemble=kind).temperature == ensemble.temperature
     other = {"logits": "probabilities", "probabilities": "logits"}[kind]
-    assert mixmo_jax.load(folders, ensemble=other).temperature is None
+    fitted = calibration.fit_temperature(logits, test_split.labels, other, ensemble.weights)
+    assert mixmo_jax.load(folders, ensemble=other).temperature == pytest.approx(fitted)
+    assert mixmo_jax.load([*folders, run_copy], ensemble=kind).temperature is None
+    edit(run_copy / workdir.ENSEMBLE, epochs=[1, 0])
+    assert mixmo_jax.load(folders, ensemble=kind).temperature is None
+    for damage in ({"runs": None}, {"runs": 5}, {"epochs": 3}, {"prediction_temperatures": "x"}):
+        edit(run_copy / workdir.ENSEMBLE, **damage)
+        with pytest.raises(InputError, match=r"ensemble\.json: damaged"):
+            mixmo_jax.load(folders)
 
 
 def test_other_way_to_combine_members(run_copy, model, test_split):
     """It can be chosen after training, for evaluation and for prediction."""
     images = test_split.images[:20]
-    uncalibrated = mixmo_jax.load(run_copy, ensemble="probabilities")
-    assert uncalibrated.temperature is None
-    expected = special.softmax(model.logits(images), axis=-1).mean(1)
-    chex.assert_trees_all_close(uncalibrated.predict_proba(images), expected, atol=1e-6)
+    other = mixmo_jax.load(run_copy, ensemble="probabilities")
+    scaled = model.logits(images) / other.temperature
+    expected = special.softmax(scaled, axis=-1).mean(1)
+    chex.assert_trees_all_close(other.predict_proba(images), expected, atol=1e-6)
+    assert other.temperature != model.temperature
     evaluate_run(run_copy, ensemble="probabilities")
     results = json.loads((run_copy / RESULTS).read_text())
     assert results["ensemble"] == "probabilities"
-    calibrated = mixmo_jax.load(run_copy, ensemble="probabilities")
-    assert calibrated.temperature == results["temperature"]
+    assert results["temperature"] == other.temperature
+    assert mixmo_jax.load(run_copy).temperature == model.temperature  # is kept
     with pytest.raises(InputError, match="ensemble='mean': expected logits or probabilities"):
         mixmo_jax.load(run_copy, ensemble="mean")
+
+
+def test_run_of_an_older_version_has_its_one_temperature(run_copy):
+    results = json.loads((run_copy / RESULTS).read_text())
+    del results["prediction_temperatures"], results["ensemble"]
+    (run_copy / RESULTS).write_text(json.dumps(results))
+    assert mixmo_jax.load(run_copy).temperature == results["temperature"]
+    assert mixmo_jax.load(run_copy, ensemble="probabilities").temperature is None
+
+
+def test_best_checkpoint_of_an_abandoned_run_is_not_taken(run_copy, model, test_split):
+    """The folder was taken over by a run without a validation split."""
+    best = shutil.copytree(run_copy / workdir.CHECKPOINTS, run_copy / workdir.BEST)
+    (step,) = best.iterdir()
+    step.rename(best / "3")
+    loaded = mixmo_jax.load(run_copy)
+    assert loaded.networks[0].epoch == 1
 
 
 def test_calibrate_fits_a_temperature_on_any_images(model, test_split):
@@ -283,6 +309,8 @@ def test_ensemble_of_one_run_twice_is_that_run(model, finished_run, test_split):
 
 def test_state_chosen_by_validation_is_loaded(run_copy, other_run, test_split):
     shutil.copytree(other_run / workdir.CHECKPOINTS, run_copy / workdir.BEST)
+    num_images = workdir.read_dataset_info(run_copy)["num_images"]
+    edit(run_copy / workdir.DATASET, num_images={**num_images, "validation": 1})
     images = test_split.images[:5]
     expected = mixmo_jax.load(other_run).logits(images)
     chex.assert_trees_all_equal(mixmo_jax.load(run_copy).logits(images), expected)

@@ -71,11 +71,13 @@ def test_other_config_is_named(tmp_path, config, dataset):
 
 def test_run_without_a_checkpoint_makes_room_for_another_config(tmp_path, config, dataset):
     workdir.open_run(tmp_path, config, dataset)
+    (tmp_path / workdir.BEST / "5").mkdir(parents=True)
     config.num_epochs = 21
     other = dataset.replace(mean=(0.5,))
     workdir.open_run(tmp_path, config, other)
     assert workdir.read_config(tmp_path).num_epochs == 21
     assert workdir.read_dataset_info(tmp_path)["mean"] == (0.5,)
+    assert not (tmp_path / workdir.BEST).exists()
 
 
 def test_folder_with_something_else(tmp_path, config, dataset):
@@ -124,9 +126,9 @@ def test_damaged_config(tmp_path, config, dataset, text):
 def test_metrics_beyond_the_checkpoint_are_discarded(tmp_path):
     with metric_writer.MetricWriter(tmp_path, 0) as writer:
         for epoch in (1, 2, 3):
-            writer.write({"epoch": epoch, "step": 10 * epoch, "loss": float(epoch)})
+            writer.write({"epoch": epoch, "step": 10 * epoch, "loss": float(epoch), "seconds": 1.0})
     with metric_writer.MetricWriter(tmp_path, 2) as writer:
-        writer.write({"epoch": 3, "step": 30, "loss": 0.5})
+        writer.write({"epoch": 3, "step": 30, "loss": 0.5, "seconds": 1.0})
     losses = [line["loss"] for line in metric_writer.read_metrics(tmp_path)]
     assert losses == [1.0, 2.0, 0.5]
 
@@ -134,15 +136,16 @@ def test_metrics_beyond_the_checkpoint_are_discarded(tmp_path):
 def test_a_line_that_was_cut_off_is_left_out(tmp_path):
     with metric_writer.MetricWriter(tmp_path, 0) as writer:
         for epoch in (1, 2):
-            writer.write({"epoch": epoch, "step": 10 * epoch, "loss": float(epoch)})
+            writer.write({"epoch": epoch, "step": 10 * epoch, "loss": float(epoch), "seconds": 1.0})
     file = tmp_path / metric_writer.METRICS
     text = file.read_text()
     file.write_text(text[:-20])
     assert [line["epoch"] for line in metric_writer.read_metrics(tmp_path)] == [1]
     with metric_writer.MetricWriter(tmp_path, 1) as writer:
-        writer.write({"epoch": 2, "step": 20, "loss": 2.0})
+        writer.write({"epoch": 2, "step": 20, "loss": 2.0, "seconds": 1.0})
     assert file.read_text() == text
-    for damage in (text[20:], "{}\n", "5\n", "\0\n"):
+    wrong = '{"epoch": "x", "step": 1, "loss": 1.0, "seconds": 1.0}\n'
+    for damage in (text[20:], "{}\n", "5\n", "\0\n", wrong):
         file.write_text(damage)
         with pytest.raises(InputError, match=r"metrics\.jsonl: damaged"):
             metric_writer.read_metrics(tmp_path)
@@ -189,6 +192,7 @@ def test_other_data_are_refused(tmp_path, config, dataset):
         {"image_shape": [8]},
         {"image_shape": [8, 8, 3]},
         {"num_images": None},
+        {"num_images": {}},
     ],
 )
 def test_wrong_dataset_info(tmp_path, config, dataset, fields):

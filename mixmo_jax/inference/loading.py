@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from mixmo_jax.errors import InputError
-from mixmo_jax.files import read_json
+from mixmo_jax.files import read_json, reading
 from mixmo_jax.inference.model import Model, Network
 from mixmo_jax.input_pipeline.batch import steps_per_epoch
 from mixmo_jax.models import create_model
@@ -27,7 +27,7 @@ def load(
     """Loads the network of a finished run, or the ensemble of several runs.
 
     The model has the temperature that was fitted when the run, or the ensemble of just these runs,
-    was evaluated with the same way to combine members; else none.
+    was evaluated; none if it was not.
 
     Args:
       paths: The folder of a run, or of several.
@@ -75,13 +75,14 @@ def load_network(
     if step != config.num_epochs * epoch_steps and not allow_unfinished:
         done = f"{step // max(1, epoch_steps)} of {config.num_epochs} epochs are done"
         raise InputError(
-            f"workdir={folder}: holds no finished run: {done}; train it to the end, or take its "
-            "newest checkpoint by --allow_unfinished"
+            f"workdir={folder}: holds no finished run: {done}; train it to the end, or take "
+            "what it has by --allow_unfinished"
         )
     model = create_model(config.model, len(info["class_names"]))
     images = jnp.zeros((1, *info["image_shape"]), jnp.float32)
     like = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
-    best = workdir.has_checkpoint(folder, workdir.BEST)
+    # Without a validation split it would be that of an abandoned run.
+    best = "validation" in info["num_images"] and workdir.has_checkpoint(folder, workdir.BEST)
     with Checkpoints(folder / (workdir.BEST if best else workdir.CHECKPOINTS)) as checkpoints:
         variables = checkpoints.restore_variables(like)
         step = checkpoints.latest_step
@@ -101,21 +102,26 @@ def load_network(
 def _read_temperature(
     folders: Sequence[pathlib.Path], networks: Sequence[Network], ensemble: str
 ) -> float | None:
-    """The temperature fitted when these runs were evaluated, None if they were not."""
-    file = folders[0] / (RESULTS if len(folders) == 1 else workdir.ENSEMBLE)
-    results = read_json(file) if file.exists() else {}
-    if len(folders) > 1:
-        runs = [pathlib.Path(run).resolve() for run in results.get("runs", [])]
-        if sorted(runs) != sorted(folder.resolve() for folder in folders):
-            return None
-    elif results.get("epoch", networks[0].epoch) != networks[0].epoch:
-        return None  # it was fitted before the run went on
-    # Runs of older versions do not say it, nor has an ensemble of theirs a temperature of its own.
-    if results.get("ensemble", networks[0].config.evaluation.ensemble) != ensemble:
-        return None
-    if "temperature" not in results:
-        return None
-    temperature = results["temperature"]
-    if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
-        raise InputError(f"{file}: temperature={temperature!r}: expected a number > 0")
-    return float(temperature)
+    """The temperature fitted when just these networks were evaluated, None if they were not."""
+    name = RESULTS if len(folders) == 1 else workdir.ENSEMBLE
+    epochs = [network.epoch for network in networks]
+    wanted = sorted(zip((str(folder.resolve()) for folder in folders), epochs, strict=True))
+    for file in [folder / name for folder in folders]:
+        if not file.exists():
+            continue
+        with reading(file, ValueError, TypeError, AttributeError):
+            results = read_json(file)
+            if len(folders) == 1:
+                same = results.get("epoch", epochs[0]) == epochs[0]
+            else:
+                evaluated = zip(results.get("runs", []), results.get("epochs", []), strict=False)
+                same = sorted(evaluated) == wanted
+            found = dict(results.get("prediction_temperatures", {}))
+            if "temperature" in results:  # of runs of older versions, the only one
+                found.setdefault(networks[0].config.evaluation.ensemble, results["temperature"])
+            if same and ensemble in found:
+                temperature = found[ensemble]
+                if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
+                    raise ValueError(f"temperature={temperature!r}: expected a number > 0")
+                return float(temperature)
+    return None

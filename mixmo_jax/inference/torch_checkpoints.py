@@ -40,7 +40,7 @@ def from_torch(
     """
     state_dict = source if isinstance(source, Mapping) else read_state_dict(pathlib.Path(source))
     model, variables, _ = convert(state_dict)
-    names = tuple(class_names or map(str, range(model.num_classes)))
+    names = tuple(map(str, range(model.num_classes)) if class_names is None else class_names)
     if len(names) != model.num_classes:
         raise InputError(f"class_names: {len(names)}, expected {model.num_classes}")
     wide = model.stem_stride == 1

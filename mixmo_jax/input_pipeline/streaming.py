@@ -55,6 +55,7 @@ def call_lengths(steps: int, limit: int) -> list[int]:
     Each length is compiled, so all calls are equal if the number of steps has a divisor between
     the limit and a tenth of it (but not below 10, or the limit).
     """
+    limit = min(limit, steps)
     least = max(limit // 10, min(limit, 10))
     lengths = [n for n in range(limit, least - 1, -1) if steps % n == 0]
     length = lengths[0] if lengths else min(limit, steps)

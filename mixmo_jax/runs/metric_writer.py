@@ -53,10 +53,11 @@ def read_metrics(folder: pathlib.Path) -> list[dict]:
     if not file.exists():
         return []
     with reading(file, ValueError, KeyError, TypeError):
-        *whole, _ = file.read_text(errors="replace").split("\n")
+        *whole, _ = file.read_text("utf-8", errors="replace").split("\n")
         lines = [json.loads(line) for line in whole]
         for line in lines:
-            line["epoch"], line["step"], line["loss"]
+            for name, kind in {"epoch": int, "step": int, "loss": float, "seconds": float}.items():
+                line[name] = kind(line[name])
     return lines
 
 

@@ -1,6 +1,7 @@
 """The folder of a run: its config and its dataset's description."""
 
 import pathlib
+import shutil
 from collections.abc import Sequence
 
 import ml_collections
@@ -12,7 +13,8 @@ from mixmo_jax.files import read_json, reading, write_json, write_text
 
 CONFIG, DATASET = "config.json", "dataset.json"
 CHECKPOINTS, BEST = "checkpoints", "best_checkpoint"
-ENSEMBLE, CORRUPTIONS = "ensemble.json", "corruptions.json"
+ENSEMBLE = "ensemble.json"
+CORRUPTIONS, ENSEMBLE_CORRUPTIONS = "corruptions.json", "ensemble_corruptions.json"
 
 # Fields that may differ between the sessions of one run: they do not change what is computed.
 _NEUTRAL_FIELDS = {
@@ -74,6 +76,7 @@ def open_run(folder: pathlib.Path, config: ml_collections.ConfigDict, dataset: D
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / CONFIG, config_lib.to_json(config))
         if not has_checkpoint(folder):  # else as the run began
+            shutil.rmtree(folder / BEST, ignore_errors=True)  # an abandoned run's
             write_json(folder / DATASET, dataset_info)
     except OSError as error:
         raise InputError(f"workdir={folder}: cannot be written: {error.strerror}") from None
@@ -129,6 +132,7 @@ def read_dataset_info(folder: pathlib.Path) -> dict:
         if not len(kept["mean"]) == len(kept["std"]) == channels:
             raise ValueError(f"expected {channels} means and standard deviations")
         num_images = {name: int(count) for name, count in info["num_images"].items()}
+        num_images["train"], num_images["test"]
         digest = info.get("test_digest")  # not in runs of an older version
     return {**kept, "num_images": num_images, "test_digest": digest}
 

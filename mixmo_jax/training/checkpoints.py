@@ -112,6 +112,7 @@ class BestCheckpoint(Checkpoints):
 
     def commit(self, step: int) -> None:
         """Deletes what no run needs that resumes from this step or a later one."""
+        self._manager.wait_until_finished()  # else the better one may not be there yet
         for earlier in [s for s in self.steps if s <= step][:-1]:
             self._manager.delete(earlier)
 

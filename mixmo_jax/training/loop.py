@@ -106,7 +106,7 @@ class Trainer:
           The state after the last epoch.
 
         Raises:
-          FloatingPointError: if the loss is not finite.
+          FloatingPointError: if the loss is not finite, or the logits afterwards.
         """
         config, steps = self.config, self.steps_per_epoch
         key, first = state.key, int(state.step) // steps + 1
@@ -161,6 +161,8 @@ class Trainer:
         if self.dataset.validation is not None:
             name, split = "validation", self.dataset.validation
         logits = self.logits_fn(state.variables, split.images)
+        if not np.isfinite(logits).all():
+            raise FloatingPointError(f"after step {int(state.step)} the logits are not finite")
         ensemble = self.config.evaluation.ensemble
         return {name: metrics.ensemble_metrics(logits, split.labels, ensemble)}
 

@@ -183,7 +183,7 @@ def test_command_line_scores_corruptions_of_an_ensemble(folder, copies, capsys):
         cells = [f"{100 * accuracy:.2f} %" for accuracy in accuracies]
         (line,) = [x for x in output.splitlines() if x.split()[:1] == [name] and "%" in x]
         assert line.split() == [name, *" ".join(cells).split()]
-    results = json.loads((copies[0] / workdir.CORRUPTIONS).read_text())
+    results = json.loads((copies[0] / workdir.ENSEMBLE_CORRUPTIONS).read_text())
     assert results.keys() == expected.keys()
     assert results["noise"]["3"].keys() == expected["noise"]["3"].keys()
     assert results["mean"]["mean"]["nll"] == pytest.approx(expected["mean"]["mean"]["nll"])

@@ -341,7 +341,7 @@ def test_evaluate_needs_a_finished_run(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         monkeypatch.setattr("mixmo_jax.runs.terminal.Progress.end_epoch", stop)
         train(config, tmp_path)
-    with pytest.raises(InputError, match="0 of 3 epochs are done"):
+    with pytest.raises(InputError, match="has no checkpoint; train it first"):
         evaluate_run(tmp_path)
 
 

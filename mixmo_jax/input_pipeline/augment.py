@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float32, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from mixmo_jax.input_pipeline.plan import View
 
@@ -34,7 +34,7 @@ def crop_and_flip(
 
 def normalize(
     images: UInt8[Array, "*shape C"], mean: tuple[float, ...], std: tuple[float, ...]
-) -> Float32[Array, "*shape C"]:
+) -> Float[Array, "*shape C"]:
     """Scales to [0, 1] and standardizes each channel.
 
     Args:
@@ -43,8 +43,8 @@ def normalize(
       std: The standard deviation of each channel, on the same scale.
 
     Returns:
-      [..., C] float32.
+      [..., C] float32 (float64 if JAX has it enabled).
     """
-    channels = (1,) * (images.ndim - 1) + (-1,)
-    mean, std = (jnp.array(values, jnp.float32).reshape(channels) for values in (mean, std))
-    return (images.astype(jnp.float32) / 255 - mean) / std
+    dtype, channels = jnp.result_type(float), (1,) * (images.ndim - 1) + (-1,)
+    mean, std = (jnp.array(values, dtype).reshape(channels) for values in (mean, std))
+    return (images.astype(dtype) / 255 - mean) / std

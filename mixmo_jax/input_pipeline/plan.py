@@ -144,15 +144,15 @@ def sample_dirichlet(
       shape: (M, B).
 
     Returns:
-      [M, B] float32, sum to 1 over M.
+      [M, B] float (float64 if JAX has it enabled), sum to 1 over M.
     """
     num_members, batch_size = shape
     if alpha == 0 or num_members == 1:
-        return jnp.full(shape, 1 / num_members, jnp.float32)
+        return jnp.full(shape, 1 / num_members)
     if num_members == 2:
         first = sample_beta(key, alpha, (batch_size,))
         return jnp.stack([first, 1 - first])
-    concentration = jnp.full(num_members, alpha, jnp.float32)
+    concentration = jnp.full(num_members, float(alpha))
     return jax.random.dirichlet(key, concentration, (batch_size,)).T
 
 
@@ -170,14 +170,14 @@ def sample_beta(
       shape: The shape of the result.
 
     Returns:
-      [*shape] float32 in [0, 1].
+      [*shape] float in [0, 1].
     """
     if concentration == 1:
-        return jax.random.uniform(key, shape, jnp.float32)
+        return jax.random.uniform(key, shape)
     if concentration == 2:
-        a, b, c = jax.random.uniform(key, (3, *shape), jnp.float32)
+        a, b, c = jax.random.uniform(key, (3, *shape))
         return jnp.maximum(jnp.minimum(a, b), jnp.minimum(jnp.maximum(a, b), c))
-    return jax.random.beta(key, concentration, concentration, shape, jnp.float32)
+    return jax.random.beta(key, concentration, concentration, shape)
 
 
 def local_part(plan: BatchPlan, index: Int[Array, ""] | int, count: int) -> BatchPlan:

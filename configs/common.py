@@ -69,6 +69,9 @@ def get_config(method: str = DEFAULT_METHOD) -> ml_collections.ConfigDict:
     # A folder with the data, or the archive itself. "": where tensorflow-datasets keeps its own.
     config.dataset.data_dir = ""
     config.dataset.cache_dir = ""  # for decoded images; "": beside the data
+    # Larger files of the data, and images, are refused: damage or malice could fill the memory.
+    config.dataset.max_file_bytes = 2**28
+    config.dataset.max_image_pixels = 3 * 2**24
     # Fraction of every class's training images that is set apart to select the best epoch and to
     # fit the temperature. 0: none; then the last epoch counts.
     config.dataset.validation_fraction = 0.0
@@ -108,6 +111,8 @@ def get_config(method: str = DEFAULT_METHOD) -> ml_collections.ConfigDict:
     config.evaluation.ensemble = "logits"
 
     config.checkpoint_every_epochs = 1
+    # Folder of compiled programs, which the next start takes from there. "": none.
+    config.compilation_cache = "~/.cache/mixmo_jax"
     # Number of steps of one call to the device. 0: up to 100 on GPU and TPU; 1 on CPU, where
     # convolutions inside a loop are many times slower.
     config.steps_per_call = 0

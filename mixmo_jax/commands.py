@@ -1,15 +1,18 @@
 """What the command lines have in common."""
 
 import argparse
+import contextlib
+import logging
 import os
-import pathlib
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 
 import jaxlib
 
-from mixmo_jax.errors import InputError, warn
-from mixmo_jax.files import execute_module
+from mixmo_jax.errors import InputError, Interrupted, warn
+from mixmo_jax.files import execute_module, expand
 
 DEFECTIVE_JAXLIB = ("0.10.2",)  # github.com/jax-ml/jax/issues/39103
 PLUGIN_HELP = "Python file that registers mask functions, networks or datasets of your own"
@@ -40,7 +43,7 @@ def import_plugins(files: Sequence[str]) -> None:
       InputError: if there is no such file.
     """
     for file in files:
-        path = pathlib.Path(file).expanduser()
+        path = expand(file)
         if path.suffix != ".py" or not path.is_file():
             raise InputError(f"plugin={file}: expected a Python file")
         execute_module(path)
@@ -58,24 +61,27 @@ def warn_if_uncalibrated(model, workdir: str) -> None:
 def run_command(command: Callable[[], None], interrupted: str = "interrupted") -> int:
     """Runs a command and returns its exit status.
 
-    That is 0; 2 for wrong input, and 130 after Ctrl-C, with a line on stderr; 1 if nobody reads
-    the output any more.
+    That is 0; 2 for wrong input, 130 after SIGINT (Ctrl-C) and 143 after SIGTERM, with a line on
+    stderr; 1 if nobody reads the output any more.
 
     Args:
       command: The command.
-      interrupted: The line after Ctrl-C.
+      interrupted: The line after a signal, unless the command ends with a better one.
     """
+    for name in ("asyncio", "absl"):  # Orbax logs tracebacks there of what it raises as well
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     if jaxlib.__version__ in DEFECTIVE_JAXLIB:
         warn(f"jaxlib {jaxlib.__version__} computes wrong results on CPU; install another version")
     try:
-        command()
+        with _sigterm_raises():
+            command()
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of the output, such as `head`, has enough of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        print(str(error) or interrupted, file=sys.stderr)
+        return 128 + getattr(error, "signum", signal.SIGINT)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -85,3 +91,20 @@ def run_command(command: Callable[[], None], interrupted: str = "interrupted") -
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
     return 0
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Ends the command by `Interrupted` on SIGTERM, as Python does by itself on SIGINT."""
+
+    def interrupt(signum, frame):
+        raise Interrupted("", signum)
+
+    if threading.current_thread() is not threading.main_thread():  # has no signals
+        yield
+        return
+    old = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)

@@ -11,9 +11,17 @@ from absl import flags
 from ml_collections import config_flags
 
 from mixmo_jax.configs import common
-from mixmo_jax.errors import InputError
-from mixmo_jax.files import execute_module
-from mixmo_jax.schema import allowed_values, check, flatten, unknown_field
+from mixmo_jax.errors import InputError, shortened
+from mixmo_jax.files import execute_module, expand, jsonable
+from mixmo_jax.schema import (
+    allowed_values,
+    check,
+    check_fields,
+    field_names,
+    flatten,
+    from_json_value,
+    unknown_field,
+)
 
 FIELD_FLAG = re.compile(r"--?(no)?config\.")  # how the flag of a field begins
 
@@ -80,7 +88,7 @@ def override(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> lis
     check(config)
     for name in ("data_dir", "cache_dir"):  # the same from every working directory
         if config.dataset[name]:
-            config.dataset[name] = str(pathlib.Path(config.dataset[name]).expanduser().absolute())
+            config.dataset[name] = str(expand(config.dataset[name]).absolute())
     return fields
 
 
@@ -91,7 +99,7 @@ def names() -> list[str]:
 
 def to_json(config: ml_collections.ConfigDict) -> str:
     """Returns the config as JSON text, which `from_json` reads back to an equal config."""
-    return json.dumps(config.to_dict(), indent=2) + "\n"
+    return json.dumps(jsonable(config.to_dict()), indent=2) + "\n"
 
 
 def from_json(text: str) -> ml_collections.ConfigDict:
@@ -102,32 +110,27 @@ def from_json(text: str) -> ml_collections.ConfigDict:
     Raises:
       InputError: if the text is not JSON, or not of a config.
     """
-
-    def tuples(value):
-        if isinstance(value, dict):
-            return {key: tuples(v) for key, v in value.items()}
-        return tuple(value) if isinstance(value, list) else value
-
-    def complete(value, default):
-        if not isinstance(value, dict) or not isinstance(default, dict):
-            return value
-        return {**default, **{k: complete(v, default.get(k)) for k, v in value.items()}}
-
-    def rename(values):
-        for old, new in _RENAMED_FIELDS.items():
-            group, _, name = old.partition(".")
-            if name in values.get(group, {}):
-                values[group][new.partition(".")[2]] = values[group].pop(name)
-        return values
-
     try:
-        values = tuples(json.loads(text))
-        if "method" in values:
-            values = complete(rename(values), common.get_config().to_dict())
-        config = ml_collections.ConfigDict(values)
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"not a config in JSON: {error}") from None
-    check(config)
+    if not isinstance(values, dict):
+        raise InputError("not a config in JSON: expected a dictionary")
+    fields, groups = {}, {field.partition(".")[0] for field in field_names() if "." in field}
+    for name, value in values.items():
+        if name in groups and isinstance(value, dict):
+            fields |= {f"{name}.{inner}": v for inner, v in value.items()}
+        else:
+            fields[name] = value
+    for old, new in _RENAMED_FIELDS.items():
+        if old in fields:
+            fields[new] = fields.pop(old)
+    if "method" in fields:
+        fields = {**flatten(common.get_config()), **fields}
+    fields = {name: from_json_value(name, value) for name, value in fields.items()}
+    check_fields(fields)
+    config = common.get_config()
+    config.update_from_flattened_dict(fields)
     return config.lock()
 
 
@@ -165,14 +168,25 @@ def _set_fields(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> 
             raise InputError("method: cannot be set alone; choose it by --config=FILE:METHOD")
         if field not in known:
             raise unknown_field(field)
-    argv, values = ["", *overrides], flags.FlagValues()
+        _set_field(config, flag, field)
+    config.lock()
+    return named
+
+
+def _set_field(config: ml_collections.ConfigDict, flag: str, field: str) -> None:
+    """Sets a field as its flag says."""
+    argv, values = ["", flag], flags.FlagValues()
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     try:
         values(argv)
+    except (SyntaxError, RecursionError, MemoryError):  # of a text that is read as a literal
+        raise _not_allowed(field, flag.partition("=")[2]) from None
     except (flags.Error, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
-        if match := re.match(r"flag --config\.([\w.]+)=(.*?): ", reason):
-            field, value = match.groups()
-            raise InputError(f"{field}={value}: expected {allowed_values(field)}") from None
-        raise InputError(reason.replace("flag --config.", "")) from None
-    return named
+        if match := re.match(r"flag --config\.[\w.]+=(.*?): ", reason):
+            raise _not_allowed(field, match.group(1)) from None
+        raise InputError(shortened(reason.replace("flag --config.", ""))) from None
+
+
+def _not_allowed(field: str, text: str) -> InputError:
+    return InputError(f"{field}={shortened(text)}: expected {allowed_values(field)}")

@@ -5,7 +5,27 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mixmo_jax.errors import warn
+from mixmo_jax.files import expand
+
 AXIS = "device"
+
+
+def use_compilation_cache(folder: str) -> None:
+    """Keeps compiled programs in a folder for the next start; "" for none.
+
+    A folder that JAX has been told already, such as by `JAX_COMPILATION_CACHE_DIR`, stays.
+    """
+    if not folder or jax.config.jax_compilation_cache_dir:
+        return
+    path = expand(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        warn(f"compilation_cache={folder!r}: cannot be written: {error.strerror}")
+        return
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def _sharding(*axes: str) -> NamedSharding:

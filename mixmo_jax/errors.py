@@ -1,6 +1,7 @@
 """The error, and the warning, for everything a user can get wrong."""
 
 import difflib
+import signal
 import sys
 from collections.abc import Iterable
 
@@ -12,10 +13,38 @@ class InputError(ValueError):
     line and exit with 2; any other exception is a defect and keeps its traceback.
     """
 
+    def __init__(self, message: object):
+        super().__init__(" ".join(str(message).splitlines()))  # names may have line breaks
+
+
+def shortened(text: str, most: int = 200) -> str:
+    """Returns a text, cut off after some characters."""
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def shown(value: object) -> str:
+    """Returns the `repr` of a value, shortened."""
+    try:
+        return shortened(repr(value))
+    except (ValueError, RecursionError):  # an integer too long to be printed, or a deep nesting
+        return f"<{type(value).__name__}>"
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ends a command after a signal.
+
+    Attributes:
+      signum: The number of the signal.
+    """
+
+    def __init__(self, message: str, signum: int = signal.SIGINT):
+        super().__init__(message)
+        self.signum = signum
+
 
 def invalid(field: str, value: object, allowed: str) -> InputError:
     """Returns the error for a field whose value is not allowed."""
-    return InputError(f"{field}={value!r}: expected {allowed}")
+    return InputError(f"{field}={shown(value)}: expected {allowed}")
 
 
 def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> InputError:

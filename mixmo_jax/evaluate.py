@@ -18,6 +18,7 @@ from mixmo_jax.inference.model import Model
 from mixmo_jax.input_pipeline.batch import steps_per_epoch
 from mixmo_jax.models import create_model
 from mixmo_jax.runs import plots, terminal, workdir
+from mixmo_jax.runs.lock import lock
 from mixmo_jax.runs.metric_writer import RESULTS, read_metrics, write_results
 from mixmo_jax.runs.provenance import describe_environment
 from mixmo_jax.training.checkpoints import Checkpoints
@@ -163,6 +164,13 @@ def import_variables(
     Raises:
       InputError: if the folder holds a run, or network and data do not fit together.
     """
+    with lock(folder):
+        return _import_variables(config, variables, num_classes, folder)
+
+
+def _import_variables(
+    config: ml_collections.ConfigDict, variables: dict, num_classes: int, folder: pathlib.Path
+) -> dict[str, float]:
     if (folder / workdir.CONFIG).exists():
         raise InputError(f"workdir={folder}: holds a run already")
     dataset = datasets.load(config.dataset)

@@ -30,7 +30,7 @@ from mixmo_jax.commands import (
 )
 from mixmo_jax.errors import InputError
 from mixmo_jax.evaluation.ensemble import ENSEMBLES
-from mixmo_jax.files import write_bytes, write_json
+from mixmo_jax.files import expand, write_bytes, write_json
 from mixmo_jax.inference.loading import load
 from mixmo_jax.inference.model import Model
 from mixmo_jax.runs.workdir import split_folders
@@ -55,7 +55,7 @@ def run() -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    output = arguments.output.expanduser()
+    output = expand(arguments.output)
     side = output.with_name(f"{output.name}.json") if output.name else output
     for file in (output, side):
         if file.exists() and not file.is_file():
@@ -76,11 +76,8 @@ def _export(arguments: argparse.Namespace) -> None:
         "input": "uint8 [N, H, W, C]",
         "output": "class probabilities, float32 [N, K]",
     }
-    try:
-        write_bytes(output, serialized)
-        write_json(side, description)
-    except OSError as error:
-        raise InputError(f"output={output}: {error.strerror}") from None
+    write_bytes(output, serialized)
+    write_json(side, description)
     print(f"{output}: {len(serialized):,} bytes, for {', '.join(PLATFORMS)}")
 
 

@@ -1,19 +1,38 @@
 """Files: what is wrong with one that is read, and writing one at once."""
 
 import contextlib
+import errno
 import importlib.util
 import io
 import json
 import math
 import os
 import pathlib
+import stat
 import sys
+import tokenize
 import types
 from collections.abc import Iterator
+from typing import BinaryIO
 
 import numpy as np
 
-from mixmo_jax.errors import InputError
+from mixmo_jax.errors import InputError, shown
+
+MAX_BYTES = 2**28  # of a file that is read as a whole
+
+# What reading a damaged file of an array (`.npy`) may raise.
+ARRAY_DAMAGE = (
+    ValueError,
+    SyntaxError,
+    tokenize.TokenError,
+    TypeError,
+    KeyError,
+    ArithmeticError,  # a shape beyond all integers
+    RecursionError,
+    MemoryError,
+    EOFError,
+)
 
 
 @contextlib.contextmanager
@@ -50,6 +69,80 @@ def reading(
         raise InputError(f"{what}: {reason}{end}") from error
 
 
+def expand(path: str | pathlib.Path) -> pathlib.Path:
+    """Returns a path with the user's folder for ~; that of an unknown user stays as it is."""
+    return pathlib.Path(os.path.expanduser(path))
+
+
+def open_file(file: str | pathlib.Path) -> BinaryIO:
+    """Opens a regular file for reading; a named pipe, on which that would wait, is refused.
+
+    Raises:
+      OSError: if it cannot be opened, or if it is a folder, a pipe or a device.
+    """
+    stream = open(file, "rb", opener=_open_at_once)  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise OSError(errno.EINVAL, "expected a regular file")
+    return stream
+
+
+def _open_at_once(name, flags):
+    """Opens without waiting for a writer at the other end of a pipe."""
+    return os.open(name, flags | os.O_NONBLOCK)
+
+
+def read_bytes(file: str | pathlib.Path, max_bytes: int = MAX_BYTES, field: str = "") -> bytes:
+    """Reads a regular file that is not too large.
+
+    Args:
+      file: The file.
+      max_bytes: The largest size allowed.
+      field: The config field that sets it, for the message; "" if there is none.
+
+    Raises:
+      InputError: if it cannot be read, or is no file but a pipe or device, which may have no end,
+        or if it is too large.
+    """
+    with reading(file), open_file(file) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size > max_bytes:
+            raise too_large(file, size, max_bytes, field)
+        return stream.read(size)
+
+
+def too_large(what: object, size: int, max_bytes: int, field: str = "") -> InputError:
+    """Returns the error for a file that is too large, see `read_bytes`."""
+    limit = f"{field}={max_bytes}" if field else f"{max_bytes:,}"
+    return InputError(f"{what}: {shown(size)} bytes, expected at most {limit}")
+
+
+def read_text(file: pathlib.Path, errors: str = "strict") -> str:
+    """Reads a text file.
+
+    Args:
+      file: The file, in UTF-8.
+      errors: What to do about bytes that are not UTF-8, as in `open`.
+
+    Raises:
+      InputError: as `read_bytes` does, or if it is not UTF-8.
+    """
+    with reading(file, UnicodeDecodeError):
+        return read_bytes(file).decode("utf-8", errors)
+
+
+def map_array(file: pathlib.Path) -> np.ndarray:
+    """Maps an array file (`.npy`) into memory, for reading.
+
+    Raises:
+      InputError: if it cannot be read, or if it is damaged or an array of Python objects, in which
+        there may be code.
+    """
+    with reading(file, *ARRAY_DAMAGE), np.errstate(over="raise"):
+        open_file(file).close()
+        return np.lib.format.open_memmap(file, mode="r")
+
+
 def read_json(file: pathlib.Path) -> dict:
     """Reads a dictionary from a JSON file.
 
@@ -57,10 +150,21 @@ def read_json(file: pathlib.Path) -> dict:
       InputError: if the file cannot be read, or holds something else.
     """
     with reading(file, ValueError, RecursionError):
-        values = json.loads(file.read_text("utf-8"))
+        values = json.loads(read_text(file))
         if not isinstance(values, dict):
             raise ValueError("expected a dictionary")
     return values
+
+
+def is_number(value: object) -> bool:
+    """Whether a value from JSON is a finite number, and not true or false."""
+    is_real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_real and abs(value) <= sys.float_info.max  # an integer may be larger than any float
+
+
+def is_count(value: object) -> bool:
+    """Whether a value from JSON is an integer from 1 to 2**31 - 1."""
+    return is_number(value) and isinstance(value, int) and 1 <= value < 2**31
 
 
 def execute_module(file: pathlib.Path) -> types.ModuleType:
@@ -80,17 +184,42 @@ def execute_module(file: pathlib.Path) -> types.ModuleType:
     return module
 
 
-def write_bytes(file: pathlib.Path, content: bytes) -> None:
-    """Replaces a file atomically: a reader finds the old content or the new, never a part."""
-    file = pathlib.Path(os.path.realpath(file))  # the target of a link, not the link
-    part = file.with_name(f".{file.name}.part")
+@contextlib.contextmanager
+def writing(what: object, *failures: type[Exception]) -> Iterator[None]:
+    """Names the file or folder that cannot be written.
+
+    Args:
+      what: The file or folder, as the message is to name it.
+      *failures: The exceptions, beside `OSError`, that mean that it could not be written.
+
+    Raises:
+      InputError: if an `OSError` or one of `failures` was raised inside.
+    """
     try:
-        part.write_bytes(content)
-        os.replace(part, file)
-    except OSError:
-        with contextlib.suppress(OSError):
-            part.unlink()
+        yield
+    except InputError:
         raise
+    except (OSError, *failures) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise InputError(f"{what}: cannot be written: {reason}") from error
+
+
+def write_bytes(file: pathlib.Path, content: bytes) -> None:
+    """Replaces a file atomically: a reader finds the old content or the new, never a part.
+
+    Raises:
+      InputError: if it cannot be written; then it is as it was.
+    """
+    target = pathlib.Path(os.path.realpath(file))  # of a link, not the link
+    part = target.with_name(f".{target.name}.part")
+    with writing(file):
+        try:
+            part.write_bytes(content)
+            os.replace(part, target)
+        except OSError:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            raise
 
 
 def write_text(file: pathlib.Path, text: str) -> None:
@@ -111,10 +240,12 @@ def write_arrays(file: pathlib.Path, **arrays: np.ndarray) -> None:
 
 
 def jsonable(value: object) -> object:
-    """Returns a nested dictionary with "inf", "-inf" and "nan" for the floats JSON cannot hold.
+    """Returns nested values with "inf", "-inf" and "nan" for the floats that JSON cannot hold.
 
     `float` reads these texts back.
     """
     if isinstance(value, dict):
         return {key: jsonable(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(v) for v in value]
     return str(float(value)) if isinstance(value, float) and not math.isfinite(value) else value

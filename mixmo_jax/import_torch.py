@@ -16,6 +16,7 @@ from mixmo_jax import config as config_lib
 from mixmo_jax.commands import create_parser, import_plugins, run_command
 from mixmo_jax.errors import InputError
 from mixmo_jax.evaluate import import_variables
+from mixmo_jax.files import expand
 from mixmo_jax.inference.torch_checkpoints import convert, read_state_dict
 
 
@@ -43,7 +44,7 @@ def _import(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     for name, value in fields.items():
         if config.model[name] != value:
             raise InputError(f"model.{name}={config.model[name]!r}: the checkpoint has {value!r}")
-    import_variables(config, variables, model.num_classes, arguments.workdir.expanduser())
+    import_variables(config, variables, model.num_classes, expand(arguments.workdir))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ python -m mixmo_jax.main --mode=evaluate --workdir=runs/digits-cut_mixmo-s0
 
 import collections
 import difflib
-import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -19,6 +18,7 @@ from mixmo_jax.commands import PLUGIN_HELP, import_plugins, run_command
 from mixmo_jax.configs.common import METHODS
 from mixmo_jax.errors import InputError, unknown
 from mixmo_jax.evaluation.ensemble import ENSEMBLES
+from mixmo_jax.files import expand
 
 _OWN_FLAGS = ("config", "workdir", "mode", "plugin", "corruptions", "ensemble", "allow_unfinished")
 _ONLY_EVALUATE = ("corruptions", "ensemble", "allow_unfinished")
@@ -28,7 +28,8 @@ def main(argv: Sequence[str]) -> int:
     """Runs a command line.
 
     Returns:
-      The exit status: 0, 2 for wrong input, 1 if the training diverged, 130 if interrupted.
+      The exit status: 0, 2 for wrong input, 1 if the training diverged, 130 or 143 if
+        interrupted.
     """
     message = "interrupted; the same command resumes from the last checkpoint, if there is one"
     try:
@@ -134,6 +135,7 @@ def _define_flags() -> flags.FlagValues:
 
 
 def _train(known: flags.FlagValues, overrides: Sequence[str]) -> None:
+    from mixmo_jax import devices
     from mixmo_jax.train import train  # Orbax takes time to import
 
     for name in _ONLY_EVALUATE:
@@ -143,26 +145,29 @@ def _train(known: flags.FlagValues, overrides: Sequence[str]) -> None:
         raise InputError("config: missing; for example --config=digits")
     name, config = config_lib.parse(known.config, overrides)
     default = f"runs/{name}-{config.method}-s{config.seed}"
-    train(config, pathlib.Path(known.workdir or default).expanduser())
+    devices.use_compilation_cache(config.compilation_cache)
+    train(config, expand(known.workdir or default))
 
 
 def _evaluate(known: flags.FlagValues, overrides: Sequence[str]) -> None:
-    from mixmo_jax import evaluate
-    from mixmo_jax.runs.workdir import split_folders
+    from mixmo_jax import devices, evaluate
+    from mixmo_jax.runs.lock import lock
+    from mixmo_jax.runs.workdir import read_config, split_folders
 
     folders = split_folders(known.workdir or "")
     if known.config is not None:
         raise InputError("config: --mode=evaluate takes it from the run in --workdir")
+    if known.corruptions is not None and overrides:
+        raise InputError(f"{overrides[0]}: no field matters with --corruptions")
+    devices.use_compilation_cache(read_config(folders[0], overrides).compilation_cache)
     options = {"ensemble": known.ensemble, "allow_unfinished": known.allow_unfinished}
-    if known.corruptions is not None:
-        if overrides:
-            raise InputError(f"{overrides[0]}: no field matters with --corruptions")
-        images = pathlib.Path(known.corruptions).expanduser()
-        evaluate.evaluate_corruptions(folders, images, **options)
-    elif len(folders) > 1:
-        evaluate.evaluate_ensemble(folders, overrides, **options)
-    else:
-        evaluate.evaluate_run(folders[0], overrides, **options)
+    with lock(folders[0]):
+        if known.corruptions is not None:
+            evaluate.evaluate_corruptions(folders, expand(known.corruptions), **options)
+        elif len(folders) > 1:
+            evaluate.evaluate_ensemble(folders, overrides, **options)
+        else:
+            evaluate.evaluate_run(folders[0], overrides, **options)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ from mixmo_jax.commands import (
     warn_if_uncalibrated,
 )
 from mixmo_jax.datasets.decode import ENDINGS
-from mixmo_jax.errors import InputError
+from mixmo_jax.errors import InputError, warn
 from mixmo_jax.evaluation.ensemble import ENSEMBLES
+from mixmo_jax.files import reading
 from mixmo_jax.inference.loading import load
 from mixmo_jax.inference.model import Model
 from mixmo_jax.runs.workdir import split_folders
@@ -104,15 +105,26 @@ def _find(paths):
     files = []
     for path in paths:
         if path.is_dir():
-            images = (f for f in path.rglob("*") if f.name.lower().endswith(ENDINGS))
-            found = sorted(f for f in images if f.is_file())
-            if not found:
-                raise InputError(f"{path}: no images ({', '.join(ENDINGS)})")
-            files += found
+            files += _find_in(path)
         elif path.is_file():
             files.append(path)
+        elif os.path.exists(path):
+            raise InputError(f"{path}: neither a file nor a folder, but a pipe or a device")
         else:
             raise InputError(f"{path}: no such file or folder")
+    return files
+
+
+def _find_in(folder):
+    """Returns the images in a folder; says which are none, such as links that lead nowhere."""
+    with reading(folder, RecursionError):
+        found = [f for f in folder.rglob("*") if f.name.lower().endswith(ENDINGS)]
+    for file in found:
+        if not file.is_file() and not file.is_dir():
+            warn(f"{file}: not a file; ignored")
+    files = sorted(f for f in found if f.is_file())
+    if not files:
+        raise InputError(f"{folder}: no images ({', '.join(ENDINGS)})")
     return files
 
 

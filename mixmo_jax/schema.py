@@ -3,13 +3,16 @@
 import difflib
 import inspect
 import math
+import os
 import re
+import sys
+from collections.abc import Mapping
 
 import ml_collections
 
 from mixmo_jax.configs import common
 from mixmo_jax.datasets import DATASETS
-from mixmo_jax.errors import InputError, invalid
+from mixmo_jax.errors import InputError, invalid, shortened
 from mixmo_jax.evaluation.ensemble import ENSEMBLES
 from mixmo_jax.mixing import MASKS, msda_methods
 from mixmo_jax.models import NETWORKS
@@ -25,8 +28,13 @@ def _rule(kind, allowed=None, test=lambda value: True):
     return kind[0], allowed or kind[1], test
 
 
-def _at_least(kind, low):
-    return _rule(kind, f"{kind[1]} >= {low}", lambda value: low <= value < math.inf)
+def _at_least(kind, low, high=math.inf):
+    limit = f" and <= {high}" if high < math.inf else ""
+    return _rule(
+        kind,
+        f"{kind[1]} >= {low}{limit}",
+        lambda value: low <= value <= high and value < math.inf,
+    )
 
 
 def _above(kind, low):
@@ -55,9 +63,21 @@ def _numbers(above):
         _TUPLE,
         f"a tuple of numbers > {above:g}",
         lambda values: all(
-            isinstance(v, (int, float)) and math.isfinite(v) and v > above for v in values
+            _is_of_type(v, float) and math.isfinite(v) and v > above for v in values
         ),
     )
+
+
+def _path():
+    """The rule for a path, or "": what the file system can take."""
+
+    def test(value):
+        try:
+            return b"\0" not in os.fsencode(value)
+        except UnicodeEncodeError:
+            return False
+
+    return _rule(_STR, "a path", test)
 
 
 # Below it, float32 cannot represent how close to 0 the ratios are.
@@ -68,15 +88,16 @@ _RULES = {
     "method": _one_of(*common.METHODS),
     "seed": _rule(_INT, "an integer from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32),
     "num_epochs": _at_least(_INT, 1),
-    "batch_size": _at_least(_INT, 1),
-    "batch_repetitions": _at_least(_INT, 1),
+    "batch_size": _at_least(_INT, 1, 2**20),
+    "batch_repetitions": _at_least(_INT, 1, 2**20),
     "input_repetition": _fraction(),
     "checkpoint_every_epochs": _at_least(_INT, 1),
     "steps_per_call": _at_least(_INT, 0),
+    "compilation_cache": _path(),
     "model.name": _registered(lambda: NETWORKS, "mixmo_jax.models.NETWORKS"),
-    "model.depth": _at_least(_INT, 1),
-    "model.width": _at_least(_INT, 1),
-    "model.num_members": _at_least(_INT, 1),
+    "model.depth": _at_least(_INT, 1, 10_000),
+    "model.width": _at_least(_INT, 1, 10_000),
+    "model.num_members": _at_least(_INT, 1, 1000),
     "model.dtype": _one_of("auto", "float32", "bfloat16"),
     "mixmo.block": _registered(lambda: MASKS, "mixmo_jax.mixing.MASKS"),
     "mixmo.patch_prob": _fraction(),
@@ -91,25 +112,27 @@ _RULES = {
     "msda.beta": _fraction(_LEAST_CONCENTRATION, 1e6),
     "msda.prob": _fraction(),
     "dataset.name": _registered(lambda: DATASETS, "mixmo_jax.datasets.DATASETS"),
-    "dataset.data_dir": _rule(_STR),
-    "dataset.cache_dir": _rule(_STR),
+    "dataset.data_dir": _path(),
+    "dataset.cache_dir": _path(),
+    "dataset.max_file_bytes": _at_least(_INT, 1, 2**40),
+    "dataset.max_image_pixels": _at_least(_INT, 1, 178_956_970),  # Pillow's own limit
     "dataset.validation_fraction": _fraction(high=0.9),
     "dataset.split_seed": _at_least(_INT, 0),
     "dataset.placement": _one_of("auto", "device", "host"),
-    "dataset.image_size": _at_least(_INT, 8),
+    "dataset.image_size": _at_least(_INT, 8, 10_000),
     "dataset.test_fraction": _fraction(low=0.01, high=0.9),
-    "dataset.crop_padding": _at_least(_INT, 0),
+    "dataset.crop_padding": _at_least(_INT, 0, 1000),
     "dataset.flip": _rule(_BOOL),
     "dataset.mean": _numbers(above=-math.inf),
     "dataset.std": _numbers(above=0),
     "optimizer.learning_rate": _above(_FLOAT, 0),
     "optimizer.warmup_steps": _at_least(_INT, 0),
-    "optimizer.warmup_epochs": _at_least(_FLOAT, 0),
+    "optimizer.warmup_epochs": _at_least(_FLOAT, 0, 10**9),
     "optimizer.decay_epochs": _rule(
         _TUPLE,
         "epochs in rising order, each >= 1",
         lambda epochs: (
-            all(isinstance(e, int) and e >= 1 for e in epochs)
+            all(_is_of_type(e, int) and e >= 1 for e in epochs)
             and list(epochs) == sorted(set(epochs))
         ),
     ),
@@ -147,6 +170,7 @@ def unknown_field(name: str, prefix: str = "") -> InputError:
       name: The name given, such as "model.dept" or "lr".
       prefix: The text before a field's name in the message, such as "--config.".
     """
+    name = shortened(name)
     group, _, leaf = name.rpartition(".")
     leaves = {field: field.rpartition(".")[2] for field in _RULES}
     if group and group in {field.rpartition(".")[0] for field in leaves}:
@@ -192,7 +216,15 @@ def check(config: ml_collections.ConfigDict) -> None:
     Raises:
       InputError: if it does not.
     """
-    fields = flatten(config)
+    check_fields(flatten(config))
+
+
+def check_fields(fields: Mapping[str, object]) -> None:
+    """Checks a flat config, `{"model.depth": 28, …}`.
+
+    Raises:
+      InputError: see `check`.
+    """
     for field in fields.keys() - _RULES.keys():
         raise unknown_field(field)
     for field, (kind, _, test) in _RULES.items():
@@ -201,16 +233,32 @@ def check(config: ml_collections.ConfigDict) -> None:
         value = fields[field]
         if not _is_of_type(value, kind) or not test(value):
             raise invalid(field, value, allowed_values(field))
-    if config.batch_size % config.batch_repetitions:
-        allowed = f"a multiple of batch_repetitions={config.batch_repetitions}"
-        raise invalid("batch_size", config.batch_size, allowed)
+    if fields["batch_size"] % fields["batch_repetitions"]:
+        allowed = f"a multiple of batch_repetitions={fields['batch_repetitions']}"
+        raise invalid("batch_size", fields["batch_size"], allowed)
 
 
 def _is_of_type(value, kind):
     """Whether a value is of a type; an integer is a number, too, and a bool is neither."""
+    if kind is float and isinstance(value, int) and abs(value) > sys.float_info.max:
+        return False
     if kind in (int, float):
         return isinstance(value, (int, kind)) and not isinstance(value, bool)
     return isinstance(value, kind)
+
+
+def from_json_value(field: str, value: object) -> object:
+    """Returns the value of a field as JSON holds it in the type that the field has.
+
+    A list becomes a tuple, an integer a float where the field is a number, and "inf", which JSON
+    cannot hold otherwise, too. What is of another type stays as it is.
+    """
+    kind = _RULES[field][0] if field in _RULES else None
+    if kind is tuple and isinstance(value, list):
+        return tuple(value)
+    if kind is float and (value in ("inf", "-inf", "nan") or _is_of_type(value, float)):
+        return float(value)
+    return value
 
 
 def allowed_values(field: str) -> str:

@@ -9,19 +9,24 @@ import ml_collections
 
 from mixmo_jax import datasets, evaluate
 from mixmo_jax.datasets import Dataset
-from mixmo_jax.errors import warn
+from mixmo_jax.errors import InputError, Interrupted, warn
 from mixmo_jax.input_pipeline.batch import gather, planned_indices
 from mixmo_jax.input_pipeline.plan import epoch_order
+from mixmo_jax.mixing.mixmo import patch_probability
 from mixmo_jax.runs import plots, workdir
-from mixmo_jax.runs.metric_writer import MetricWriter, read_metrics
+from mixmo_jax.runs.lock import lock
+from mixmo_jax.runs.metric_writer import METRICS, MetricWriter, discard_results, read_metrics
+from mixmo_jax.runs.signals import StopSignals
 from mixmo_jax.runs.terminal import Progress
-from mixmo_jax.training.checkpoints import BestCheckpoint, Checkpoints
+from mixmo_jax.training.checkpoints import BestCheckpoint, Checkpoints, EpochProgress
 from mixmo_jax.training.loop import Trainer
 from mixmo_jax.training.step import TrainState
 
 
 def train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, float]:
     """Trains in a folder, or resumes from its last checkpoint; then evaluates.
+
+    On SIGINT or SIGTERM it finishes the step, saves and raises `Interrupted`.
 
     Args:
       config: The checked config, see `config.parse`.
@@ -32,36 +37,74 @@ def train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, 
 
     Raises:
       InputError: if something is wrong with config, data or folder; nothing is written then.
-      FloatingPointError: if the loss is not finite.
+      FloatingPointError: if the loss or a weight is not finite.
     """
+    with lock(folder):
+        return _train(config, folder)
+
+
+def _train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, float]:
     workdir.check_run(folder, config)
     dataset = workdir.restore_statistics(folder, datasets.load(config.dataset))
     trainer = Trainer(config, dataset)
-    workdir.open_run(folder, config, dataset)
     counts = [f"{count:,} {split}" for split, count in dataset.num_images.items()]
     classes = f"{dataset.num_classes} classes"
     print(f"{config.dataset.name}: {', '.join(counts)} images, {classes}", flush=True)
     with Checkpoints(folder / workdir.CHECKPOINTS) as checkpoints:
-        state = trainer.create_state()
-        if checkpoints.latest_step is not None:
-            state = checkpoints.restore(state)
-        epochs_done = int(state.step) // trainer.steps_per_epoch
+        state, begun = trainer.create_state(), EpochProgress()
+        if checkpoints.steps:
+            state, begun = checkpoints.restore(state)
+            _check_extension(trainer, int(state.step), folder)
+        workdir.open_run(folder, config, dataset)
+        steps_done = int(state.step) - len(begun.losses)
+        epochs_done = steps_done // trainer.steps_per_epoch
         if epochs_done < config.num_epochs:
-            print(f"{folder}: " + (f"resuming after epoch {epochs_done}" if epochs_done else "new"))
-            _run_epochs(trainer, state, folder, checkpoints)
+            print(f"{folder}: {_describe_start(int(state.step), epochs_done, begun)}", flush=True)
+            _run_epochs(trainer, state, begun, folder, checkpoints)
         else:
-            print(f"{folder} is finished (epoch {epochs_done}); evaluating it")
+            print(f"{folder} is finished (epoch {epochs_done}); evaluating it", flush=True)
     if epoch_metrics := read_metrics(folder):  # none in a run of imported variables
         plots.learning_curves(folder / "learning_curves.png", epoch_metrics)
     return evaluate.evaluate_run(folder, dataset=dataset)
 
 
+def _describe_start(step: int, epochs_done: int, begun: EpochProgress) -> str:
+    if not step:
+        return "new"
+    if len(begun.losses):
+        return f"resuming after step {step:,}, in epoch {epochs_done + 1}"
+    return f"resuming after epoch {epochs_done}"
+
+
+def _check_extension(trainer: Trainer, step: int, folder: pathlib.Path) -> None:
+    """Raises `InputError` if the steps done would differ with the number of epochs asked for."""
+    config, before = trainer.config, workdir.read_config(folder)
+    epochs = jnp.arange(1, -(-step // trainer.steps_per_epoch) + 1)
+    old, new = (
+        patch_probability(epochs, c.num_epochs, c.mixmo.patch_prob, c.mixmo.patch_prob_until)
+        for c in (before, config)
+    )
+    if _mixes_by_patches(config) and bool((old != new).any()):
+        change = f"num_epochs={before.num_epochs} (now {config.num_epochs})"
+        reason = "would have mixed the epochs that are done by other probabilities of patches"
+        raise InputError(f"workdir={folder}: {change} {reason}; choose another --workdir")
+
+
 def _run_epochs(
-    trainer: Trainer, state: TrainState, folder: pathlib.Path, checkpoints: Checkpoints
+    trainer: Trainer,
+    state: TrainState,
+    begun: EpochProgress,
+    folder: pathlib.Path,
+    checkpoints: Checkpoints,
 ) -> None:
-    """Trains from an epoch boundary to the end."""
+    """Trains to the end.
+
+    Raises:
+      Interrupted: if a signal asked to stop.
+    """
     config, steps = trainer.config, trainer.steps_per_epoch
-    epochs_done = int(state.step) // steps
+    step = int(state.step)
+    epochs_done = (step - len(begun.losses)) // steps
     if trainer.warmup_steps > steps * config.num_epochs / 2:
         warn(
             f"the learning rate rises for {trainer.warmup_steps:,} steps, and the run has "
@@ -69,15 +112,27 @@ def _run_epochs(
         )
     if config.num_epochs == 1 and _mixes_by_patches(config):
         warn("the last epoch is mixed linearly, so a run of one epoch never mixes by patches")
+    discard_results(folder)  # of fewer epochs
     _draw_training_inputs(trainer, state.key, folder)
     with (
+        StopSignals() as signals,
         MetricWriter(folder, epochs_done) as writer,
         _best_checkpoint(trainer.dataset, folder, epochs_done * steps) as best,
-        Progress(
-            config.num_epochs, steps, config.batch_size, trainer.schedule, epochs_done + 1
-        ) as progress,
+        Progress(config.num_epochs, steps, config.batch_size, trainer.schedule, step) as progress,
     ):
-        trainer.train(state, checkpoints=checkpoints, best=best, writer=writer, progress=progress)
+        state = trainer.train(
+            state,
+            begun,
+            checkpoints=checkpoints,
+            best=best,
+            writer=writer,
+            progress=progress,
+            stop=signals.requested,
+        )
+    if signals.received is not None:
+        checkpoints.wait()
+        where = f"stopped after step {int(state.step):,}, which is saved in {folder}"
+        raise Interrupted(f"{where}; the same command resumes there", signals.received)
 
 
 def _mixes_by_patches(config: ml_collections.ConfigDict) -> bool:
@@ -91,8 +146,12 @@ def _best_checkpoint(dataset: Dataset, folder: pathlib.Path, step: int):
         return contextlib.nullcontext()
     best = BestCheckpoint(folder / workdir.BEST)
     best.delete_after(step)
+    best.verify()
     for epoch_metrics in read_metrics(folder):
         if epoch_metrics["step"] == best.latest_step:
+            if "validation" not in epoch_metrics:
+                reason = f"epoch {epoch_metrics['epoch']}, the best one, has no validation"
+                raise InputError(f"{folder / METRICS}: damaged: {reason}")
             best.score = epoch_metrics["validation"]["accuracy"]
     return best
 

@@ -278,6 +278,12 @@ def test_an_empty_folder_is_a_subfolder(tmp_path, form):
     assert (files.names, files.subfolders(), files.subfolders("top/")) == ([], ["top"], ["empty"])
 
 
+def test_a_tar_may_begin_with_the_name_of_another_format(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("BZh/a.txt"))
+    assert read_all(tmp_path / "a.tar") == {"BZh/a.txt": b""}
+
+
 def test_a_file_twice_in_a_tar_counts_once(tmp_path):
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w") as archive:

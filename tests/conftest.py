@@ -3,10 +3,21 @@
 import os
 import pathlib
 
-# Two simulated devices for all tests. XLA takes the last of two equal flags: one that is set stays.
-os.environ["XLA_FLAGS"] = (
-    f"--xla_force_host_platform_device_count=2 {os.environ.get('XLA_FLAGS', '')}".strip()
+# Two simulated devices for all tests; and less optimization, as most of the time goes into
+# compiling. XLA takes the last of two equal flags: one that is set stays.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        "--xla_force_host_platform_device_count=2",
+        "--xla_backend_optimization_level=1",
+        os.environ.get("XLA_FLAGS", ""),
+    ]
+).strip()
+
+# Networks compile once for all tests and for the processes that they start.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
+    pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"
 )
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import beartype
 import jax
@@ -14,10 +25,6 @@ import pytest
 from jaxtyping import install_import_hook
 
 _ROOT = pathlib.Path(__file__).parent.parent
-
-# Networks compile once for all tests and for the processes that they start.
-jax.config.update("jax_compilation_cache_dir", str(_ROOT / ".pytest_cache" / "jax"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 # No dtype or rank is promoted in silence.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -35,6 +42,17 @@ install_import_hook(
     ["mixmo_jax.mixing", "mixmo_jax.input_pipeline", "mixmo_jax.training.losses"],
     "conftest.typecheck",
 )
+
+
+# The tiny network of the documentation's example compiles faster than those of the package.
+EXAMPLE = _ROOT / "docs" / "examples" / "stripes.py"
+
+
+def pytest_configure() -> None:
+    """Registers the parts of the example, after the import hook."""
+    from mixmo_jax.files import execute_module
+
+    execute_module(EXAMPLE)
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +83,7 @@ def _train_digits(folder: pathlib.Path, seed: int) -> pathlib.Path:
     fields = {
         "seed": seed,
         "num_epochs": 1,
-        "model.width": 1,
+        "model.name": "tiny",
         "batch_size": 192,
         "optimizer.warmup_steps": 0,
         "optimizer.learning_rate": 0.1,

@@ -14,22 +14,22 @@ import numpy as np
 from mixmo_jax import config as config_lib
 from mixmo_jax import datasets, devices
 from mixmo_jax.evaluation.logits import make_logits_fn
+from mixmo_jax.files import execute_module
 from mixmo_jax.input_pipeline.streaming import create_feed
-from mixmo_jax.models import wide_resnet
+from mixmo_jax.models import NETWORKS
 from mixmo_jax.training.loop import Trainer
 from mixmo_jax.training.step import make_train_step, make_update_fn
 
 
 def main(output: str) -> None:
-    cache = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"
-    jax.config.update("jax_compilation_cache_dir", str(cache))
+    execute_module(pathlib.Path(__file__).parent.parent / "docs" / "examples" / "stripes.py")
     _, config = config_lib.parse(
-        "digits:cut_mixmo+cutmix", ["--config.model.width=1", "--config.optimizer.warmup_steps=1"]
+        "digits:cut_mixmo+cutmix", ["--config.model.name=tiny", "--config.optimizer.warmup_steps=1"]
     )
     trainer = Trainer(config, datasets.load(config.dataset))
-    model = wide_resnet(
+    model = NETWORKS["tiny"](
         depth=10,
-        width=1,
+        width=trainer.config.model.width,
         num_members=2,
         num_classes=10,
         dtype=jnp.dtype("float64"),

@@ -1,20 +1,22 @@
 """The example of the documentation: a block, a network and a dataset from a file of one's own."""
 
 import json
-import pathlib
 
 import numpy as np
 import pytest
+from conftest import EXAMPLE
 
 import mixmo_jax
 from mixmo_jax import predict
 from mixmo_jax.datasets import DATASETS
+from mixmo_jax.files import execute_module
 from mixmo_jax.main import main
 from mixmo_jax.mixing import MASKS
 from mixmo_jax.models import NETWORKS
 
-EXAMPLE = pathlib.Path(__file__).parent.parent / "docs" / "examples" / "stripes.py"
 NAMES = ((MASKS, "stripes"), (NETWORKS, "tiny"), (DATASETS, "bars"))
+
+pytestmark = pytest.mark.xdist_group("extending")  # they share a run
 
 
 def forget():
@@ -28,7 +30,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "stripes"
     assert main(["", f"--config={EXAMPLE}", f"--workdir={folder}"]) == 0
     yield folder
-    forget()
+    execute_module(EXAMPLE)  # other tests use its network
 
 
 def test_example_trains_with_its_own_parts(run):

@@ -13,6 +13,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from mixmo_jax import config as config_lib
@@ -26,13 +27,12 @@ from mixmo_jax.input_pipeline import streaming
 from mixmo_jax.runs import metric_writer, terminal, workdir
 from mixmo_jax.runs.metric_writer import RESULTS
 from mixmo_jax.train import train
-from mixmo_jax.training import loop
-from mixmo_jax.training.checkpoints import BestCheckpoint, Checkpoints
+from mixmo_jax.training.checkpoints import BestCheckpoint, Checkpoints, EpochProgress
 from mixmo_jax.training.loop import Trainer
 from mixmo_jax.training.step import make_train_step, make_update_fn
 
 TINY = (
-    "--config.model.width=1",
+    "--config.model.name=tiny",
     "--config.num_epochs=3",
     "--config.batch_size=192",
     "--config.optimizer.decay_epochs=3",
@@ -97,10 +97,11 @@ def create_train_step(trainer, feed):
 )
 def test_methods_learn(dataset, method, overrides):
     """The loss falls, from log K a member; the step is traced once for all steps."""
-    trainer = Trainer(tiny_config(method, "--config.optimizer.warmup_steps=2", *overrides), dataset)
+    fast = ("--config.optimizer.warmup_steps=2", "--config.optimizer.learning_rate=0.5")
+    trainer = Trainer(tiny_config(method, *fast, *overrides), dataset)
     members = trainer.model.num_members
-    state, losses = run_steps(trainer, [1] * 30, max_traces=1)
-    assert int(state.step) == 30
+    state, losses = run_steps(trainer, [1] * 90, max_traces=1)
+    assert int(state.step) == 90
     assert members * 1.8 < losses[0] < members * 4.5
     assert losses[-4:].mean() < 0.93 * losses[:4].mean()
 
@@ -187,30 +188,81 @@ def test_streamed_calls_are_bounded_by_bytes(dataset, monkeypatch, side):
     assert most / 2 <= call.num_steps <= most
 
 
-def test_few_calls_are_in_flight():
-    """The loop waits for the calls before, with a terminal or without."""
-    finished, most = [], 0
+class Losses:
+    """Losses of one call that count when they are waited for."""
 
-    class Losses:
-        """Losses of one call that count when they are waited for."""
+    finished = 0
 
-        def __getitem__(self, _):
-            finished.append(self)
-            return np.zeros(1)
+    def __init__(self, value):
+        self.value = value
+
+    def __getitem__(self, _):
+        Losses.finished += 1
+        return np.float32([self.value])
+
+
+def run_calls(dataset, losses, stop=lambda: False):
+    """Runs one call for each loss, the first epoch of which one step was done before."""
+    in_flight, trainer = [], Trainer(tiny_config(), dataset)
+    losses, Losses.finished = iter(losses), 0
 
     def update(state, *_):
-        nonlocal most
-        most = max(most, state + 1 - len(finished))
-        return state + 1, Losses()
+        in_flight.append(state + 1 - Losses.finished)
+        return state + 1, Losses(next(losses))
 
     class Progress:
         def update(self, num_steps, losses):
-            assert finished[-1] is losses  # only what is finished is counted
+            assert Losses.finished == len(in_flight) or in_flight[-1] > 1
 
+    begun = EpochProgress(np.float32([0.5]), 2.0)
     calls = (streaming.Call(None, None, None, 1) for _ in range(10))
-    state, losses = loop._run_calls(update, 0, calls, Progress())
-    assert (state, len(losses), len(finished)) == (10, 10, 10)
+    state, progress = trainer._run_calls(update, 0, begun, calls, 1, Progress(), stop)
+    return state, progress, max(in_flight, default=0)
+
+
+def test_few_calls_are_in_flight(dataset):
+    """The loop waits for the calls before, with a terminal or without."""
+    state, progress, most = run_calls(dataset, range(10))
+    assert state == 10
+    np.testing.assert_array_equal(progress.losses, [0.5, *range(10)])
+    assert progress.seconds > 2.0
     assert most <= 3  # two in flight, and the one that is dispatched
+
+
+def test_stop_is_asked_for_after_each_call(dataset):
+    answers = iter([False, False, True])
+    state, progress, _ = run_calls(dataset, range(10), stop=lambda: next(answers))
+    assert (state, len(progress.losses)) == (2, 3)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_step_that_is_not_finite_is_named(dataset, value):
+    with pytest.raises(FloatingPointError, match=r"step 5 \(epoch 1\): loss or weights are"):
+        run_calls(dataset, [1.0, 1.0, 1.0, value, 1.0, value, *[1.0] * 4])
+
+
+def test_weights_that_are_not_finite_make_the_loss_nan(dataset):
+    """The loss of the step itself is finite."""
+    trainer = Trainer(tiny_config(), dataset)
+    trainer.tx = optax.scale(-np.inf)
+    assert np.isnan(run_steps(trainer, [1])[1][0])
+
+
+@pytest.mark.parametrize(("done", "expected"), [(0, [3, 3, 2]), (2, [1, 3, 2]), (6, [2]), (8, [])])
+def test_calls_that_are_left_in_an_epoch(done, expected):
+    assert streaming.remaining_lengths([3, 3, 2], done) == expected
+
+
+@pytest.mark.parametrize("placement", ["device", "host"])
+def test_calls_go_on_inside_an_epoch(dataset, placement):
+    fields = (f"dataset.placement={placement}", "steps_per_call=2")
+    trainer = Trainer(tiny_config("cut_mixmo", *(f"--config.{field}" for field in fields)), dataset)
+    calls = create_feed(trainer).calls
+    whole = list(calls(jax.random.key(0), 2))
+    parts = list(calls(jax.random.key(0), 2, 4))
+    assert len(parts) == len(whole) - 2
+    for part, call in zip(parts, whole[2:], strict=True):
+        chex.assert_trees_all_equal(part, call)
 
 
 def test_validation_split_selects_the_epoch(tmp_path, monkeypatch, capsys):
@@ -281,7 +333,7 @@ def final_state(folder, config, dataset):
     with Checkpoints(folder / workdir.CHECKPOINTS) as checkpoints:
         step = checkpoints.latest_step
         assert step == config.num_epochs * trainer.steps_per_epoch
-        return checkpoints.restore(jax.eval_shape(trainer.create_state))
+        return checkpoints.restore(jax.eval_shape(trainer.create_state))[0]
 
 
 def read_losses_and_scores(folder):
@@ -345,21 +397,54 @@ def test_evaluate_needs_a_finished_run(tmp_path, monkeypatch):
         evaluate_run(tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["state", "structure", "nothing left"])
+@pytest.mark.parametrize("damage", ["flipped", "missing", "nothing left"])
 def test_damaged_checkpoint_is_named(finished_run, tmp_path, damage):
     folder = tmp_path / "copy"
     shutil.copytree(finished_run, folder)
     (step,) = (folder / workdir.CHECKPOINTS).iterdir()
-    if damage == "state":
-        for file in (step / "default" / "d").iterdir():
-            file.write_bytes(file.read_bytes()[:100])
-    elif damage == "structure":
-        (step / "default" / "manifest.ocdbt").unlink()
+    data = max((step / "state" / "d").iterdir(), key=lambda file: file.stat().st_size)
+    if damage == "flipped":
+        content = bytearray(data.read_bytes())
+        content[len(content) // 2] ^= 1
+        data.write_bytes(content)
+    elif damage == "missing":
+        data.unlink()
     else:
         shutil.rmtree(step)
-    with pytest.raises(InputError, match=r"checkpoint|0 of 1 epochs are done") as error:
+    message = r"checkpoints/\d+: damaged: state/d/|no checkpoint"
+    with pytest.raises(InputError, match=message) as error:
         evaluate_run(folder)
     assert "\n" not in str(error.value)
+    config = workdir.read_config(folder)
+    with pytest.raises(InputError, match=r"holds no intact|its checkpoints are missing"):
+        train(config, folder)  # no silent start from scratch
+
+
+def test_epochs_may_become_more(tmp_path, dataset):
+    """One epoch and one more are as good as two, where the schedule was the same."""
+    one, two = (
+        tiny_config("vanilla", f"--config.num_epochs={n}", "--config.optimizer.decay_epochs=2")
+        for n in (1, 2)
+    )
+    train(one, tmp_path / "parts")
+    train(two, tmp_path / "parts")
+    train(two, tmp_path / "whole")
+    states = [final_state(tmp_path / name, two, dataset) for name in ("parts", "whole")]
+    chex.assert_trees_all_equal(*[s.replace(key=jax.random.key_data(s.key)) for s in states])
+    parts, whole = (read_json(tmp_path / name / RESULTS) for name in ("parts", "whole"))
+    assert parts["scores"] == whole["scores"]
+    with pytest.raises(InputError, match=r"another config: num_epochs=2 \(now 1\)"):
+        train(one, tmp_path / "parts")
+
+
+def test_more_epochs_are_refused_where_patches_would_have_been_others(finished_run):
+    before = {f: f.stat().st_mtime_ns for f in finished_run.rglob("*") if f.name != ".lock"}
+    config = workdir.read_config(finished_run).copy_and_resolve_references()
+    with config.unlocked():
+        config.num_epochs = 40
+    with pytest.raises(InputError, match=r"num_epochs=1 \(now 40\) would have mixed the epochs"):
+        train(config, finished_run)
+    assert before == {f: f.stat().st_mtime_ns for f in before}
 
 
 def test_best_checkpoint_survives_a_crash_before_the_next_checkpoint(tmp_path):
@@ -372,6 +457,7 @@ def test_best_checkpoint_survives_a_crash_before_the_next_checkpoint(tmp_path):
                 best.commit(0)
             if epoch == 4:
                 best.commit(3)
+        best.wait()
         assert best.steps == [3, 4, 5]
     with BestCheckpoint(tmp_path) as best:
         best.delete_after(3)
@@ -381,7 +467,7 @@ def test_best_checkpoint_survives_a_crash_before_the_next_checkpoint(tmp_path):
             best.offer(epoch, {"x": jnp.full(2, epoch)}, scores[epoch])
         best.commit(6)
         assert best.steps == [5]
-        assert best.restore({"x": jnp.zeros(2)})["x"].tolist() == [5, 5]
+        assert best.restore({"x": jnp.zeros(2)})[0]["x"].tolist() == [5, 5]
 
 
 def test_resumed_run_keeps_its_best_epoch(tmp_path, monkeypatch):

@@ -61,9 +61,9 @@ def test_fields_set_for_one_reading(tmp_path, config, dataset):
 
 def test_other_config_is_named(tmp_path, config, dataset):
     open_checkpointed_run(tmp_path, config, dataset)
-    config.num_epochs = 21
+    config.num_epochs = 19
     config.mixmo.alpha = 1.0
-    message = r"another config: mixmo.alpha=2.0 \(now 1.0\), num_epochs=20 \(now 21\)"
+    message = r"another config: mixmo.alpha=2.0 \(now 1.0\), num_epochs=20 \(now 19\)"
     with pytest.raises(InputError, match=message):
         workdir.open_run(tmp_path, config, dataset)
     assert workdir.read_config(tmp_path).num_epochs == 20
@@ -72,10 +72,10 @@ def test_other_config_is_named(tmp_path, config, dataset):
 def test_run_without_a_checkpoint_makes_room_for_another_config(tmp_path, config, dataset):
     workdir.open_run(tmp_path, config, dataset)
     (tmp_path / workdir.BEST / "5").mkdir(parents=True)
-    config.num_epochs = 21
+    config.num_epochs = 19
     other = dataset.replace(mean=(0.5,))
     workdir.open_run(tmp_path, config, other)
-    assert workdir.read_config(tmp_path).num_epochs == 21
+    assert workdir.read_config(tmp_path).num_epochs == 19
     assert workdir.read_dataset_info(tmp_path)["mean"] == (0.5,)
     assert not (tmp_path / workdir.BEST).exists()
 

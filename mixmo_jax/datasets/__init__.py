@@ -18,7 +18,7 @@ from mixmo_jax.datasets.cifar import CIFAR10, CIFAR100
 from mixmo_jax.datasets.dataset import Dataset, Split, stratified_split
 from mixmo_jax.datasets.image_folder import IMAGE_FOLDER
 from mixmo_jax.datasets.tiny_imagenet import TINY_IMAGENET
-from mixmo_jax.errors import InputError, invalid
+from mixmo_jax.errors import InputError, invalid, shown
 
 __all__ = ["DATASETS", "Dataset", "Split", "load"]
 
@@ -55,7 +55,7 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
     if config.name not in DATASETS:
         raise invalid("dataset.name", config.name, f"one of {', '.join(DATASETS)}")
     loaded, class_names = DATASETS[config.name](config)
-    _check_names(config.name, loaded)
+    _check_names(config.name, loaded, class_names)
     splits = {}
     for name, split in loaded.items():
         _check(f"{config.name}: {name}", split, len(class_names))
@@ -67,10 +67,12 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
     return Dataset(train, splits["test"], validation, tuple(class_names), **statistics)
 
 
-def _check_names(name, splits):
+def _check_names(name, splits, class_names):
     if "train" not in splits or not splits.keys() <= {"train", "test", "validation"}:
         allowed = "train and perhaps test and validation"
         raise InputError(f"{name}: splits {', '.join(splits)}: expected {allowed}")
+    if not all(isinstance(class_name, str) for class_name in class_names):
+        raise InputError(f"{name}: class names {shown(class_names)}: expected texts")
 
 
 def _check(name, split, num_classes):
@@ -81,7 +83,7 @@ def _check(name, split, num_classes):
         raise InputError(f"{name}: images are {images.dtype}{images.shape}, expected {expected}")
     if labels.shape != (len(images),) or not len(labels):
         raise InputError(f"{name}: {len(images)} images, but labels {labels.shape}")
-    if not np.issubdtype(labels.dtype, np.integer):
+    if labels.dtype.kind not in "iu":
         raise InputError(f"{name}: labels are {labels.dtype}, expected integers")
     if labels.min() < 0 or labels.max() >= num_classes:
         outside = labels.min() if labels.min() < 0 else labels.max()

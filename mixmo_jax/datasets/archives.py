@@ -1,31 +1,20 @@
 """Files of a folder or an archive, read in place: nothing is ever unpacked to the disk."""
 
-import gzip
 import hashlib
-import lzma
 import os
 import pathlib
-import stat
-import tarfile
-import zipfile
-import zlib
 from collections.abc import Callable
 
+from mixmo_jax.datasets import archive_formats
+from mixmo_jax.datasets.archive_formats import DAMAGE, FIELD
 from mixmo_jax.errors import InputError
-from mixmo_jax.files import reading
+from mixmo_jax.files import MAX_BYTES, open_file, read_bytes, reading, too_large
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz")  # of the archives that are looked for
 
-_DAMAGE = (
-    zipfile.BadZipFile,
-    RuntimeError,  # of zipfile: encrypted, or compressed by an unknown method
-    tarfile.TarError,
-    gzip.BadGzipFile,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-)
 _ADVICE = "expected a folder or a complete zip or tar archive"
+_MAX_TEXT = 2**23  # bytes of a list of names; the longest, of Tiny ImageNet, has 2.7 million
+_MAX_DEPTH = 100  # of folders inside each other
 
 
 class Files:
@@ -36,22 +25,39 @@ class Files:
       names: The names of all files, relative to the root, with "/".
     """
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(
+        self,
+        path: pathlib.Path,
+        *,
+        max_bytes: int = MAX_BYTES,
+        wanted: Callable[[str], bool] = lambda name: True,
+    ):
         """Opens a folder or an archive.
 
+        Args:
+          path: The folder or archive.
+          max_bytes: The largest size of a file that may be read, `dataset.max_file_bytes`.
+          wanted: Whether a file of a name may be read later: a compressed tar archive has no index,
+            and these of its files are kept in memory.
+
         Raises:
-          InputError: if it cannot be read, or if an entry is a link or lies outside of the archive.
+          InputError: if it cannot be read, if an entry is a link or lies outside of the archive, or
+            if the wanted files in a compressed tar are much larger than the archive.
         """
-        self.path = path
-        with reading(path, *_DAMAGE, advice=_ADVICE):
+        self.path, self._max_bytes = path, max_bytes
+        with reading(path, *DAMAGE, advice=_ADVICE):
             if path.is_dir():
-                entries, self._read = _walk(path), lambda name: (path / name).read_bytes()
-            elif _is_zip(path):
-                entries, self._read = _open_zip(path)
+                entries, self._read = _walk(path), self._read_file
             else:
-                entries, self._read = _open_tar(path)
+                open_file(path).close()  # refuses what may have no end
+                if archive_formats.is_zip(path):
+                    entries, self._read = archive_formats.open_zip(path, max_bytes)
+                else:
+                    entries, self._read = archive_formats.open_tar(path, max_bytes, wanted)
         # Folders end in "/".
-        self._entries = [e for e in dict.fromkeys(entries) if e[0] != "." and "/." not in e]
+        self._entries = [
+            e for e in dict.fromkeys(entries) if e[:1] not in ("", ".") and "/." not in e
+        ]
         self.names = [entry for entry in self._entries if not entry.endswith("/")]
         self._known = frozenset(self.names)
 
@@ -59,14 +65,15 @@ class Files:
         """Returns a file's content.
 
         Raises:
-          InputError: if there is no such file, or if it cannot be read.
+          InputError: if there is no such file, if it cannot be read, or if it is too large.
         """
         if name not in self._known:
             raise InputError(f"{self.path}: lacks the file {name}")
-        is_folder = self.path.is_dir()
-        what, advice = (self.path / name, "") if is_folder else (self.path, _ADVICE)
-        with reading(what, *_DAMAGE, advice=advice):
+        with reading(self.path, *DAMAGE, advice=_ADVICE):
             return self._read(name)
+
+    def _read_file(self, name):
+        return read_bytes(self.path / name, self._max_bytes, FIELD)
 
     def read_lines(self, name: str) -> list[str]:
         """Returns a text file's lines that are not empty.
@@ -74,7 +81,10 @@ class Files:
         Raises:
           InputError: as `read` does.
         """
-        text = self.read(name).decode(errors="replace")
+        content = self.read(name)
+        if len(content) > _MAX_TEXT:
+            raise too_large(f"{self.path}: {name}", len(content), _MAX_TEXT)
+        text = content.decode(errors="replace")
         return [line.rstrip("\r") for line in text.split("\n") if line.strip()]
 
     def folder_of(self, name: str) -> str:
@@ -100,10 +110,9 @@ def archive_names(path: pathlib.Path) -> list[str]:
     Raises:
       InputError: if it is not an archive, or if it is damaged.
     """
-    with reading(path, *_DAMAGE, advice=_ADVICE):
-        with zipfile.ZipFile(path) if _is_zip(path) else tarfile.open(path) as archive:
-            names = archive.namelist() if _is_zip(path) else archive.getnames()
-        return [name.removeprefix("./") for name in names]
+    with reading(path, *DAMAGE, advice=_ADVICE):
+        open_file(path).close()
+        return [name.removeprefix("./") for name in archive_formats.entry_names(path)]
 
 
 def fingerprint(path: pathlib.Path) -> str:
@@ -130,6 +139,8 @@ def _walk(folder, prefix="", around=()) -> list[str]:
     place = (status.st_dev, status.st_ino)
     if place in around:
         raise InputError(f"{folder}: refused: a link to a folder that it is in")
+    if len(around) > _MAX_DEPTH:
+        raise InputError(f"{folder}: refused: more than {_MAX_DEPTH} folders inside each other")
     names = []
     for entry in entries:
         if entry.name.startswith("."):
@@ -140,40 +151,3 @@ def _walk(folder, prefix="", around=()) -> list[str]:
         else:
             names.append(prefix + entry.name)
     return names
-
-
-def _is_zip(path) -> bool:
-    return path.suffix.lower() == ".zip" or zipfile.is_zipfile(path)
-
-
-def _open_zip(path) -> tuple[list[str], Callable[[str], bytes]]:
-    archive = zipfile.ZipFile(path)
-    for entry in archive.infolist():
-        _check_entry(path, entry.filename, stat.S_ISLNK(entry.external_attr >> 16))
-    return archive.namelist(), archive.read
-
-
-def _open_tar(path) -> tuple[list[str], Callable[[str], bytes]]:
-    """Reads all files at once: a compressed tar has no index."""
-    entries, contents = [], {}
-    with tarfile.open(path) as archive:
-        for entry in archive:
-            _check_entry(path, entry.name, entry.issym() or entry.islnk())
-            name = entry.name.removeprefix("./")
-            if entry.isfile():
-                entries.append(name)
-                contents[name] = archive.extractfile(entry).read()
-            elif entry.isdir() and name != ".":
-                entries.append(f"{name}/")
-        # The checksum is compared only at the end of the stream.
-        while archive.fileobj.read(1 << 20):
-            pass
-    return entries, contents.__getitem__
-
-
-def _check_entry(path, name, is_link):
-    parts = pathlib.PurePosixPath(name.replace("\\", "/"))
-    if parts.is_absolute() or ".." in parts.parts or name[1:2] == ":":
-        raise InputError(f"{path}: refused: its entry {name!r} lies outside of the archive")
-    if is_link:
-        raise InputError(f"{path}: refused: its entry {name!r} is a link")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from mixmo_jax.errors import InputError
+from mixmo_jax.files import ARRAY_DAMAGE, map_array, read_text
 
 _META = "meta.json"
 _FORMAT = 3  # to be raised when what is written changes
@@ -84,12 +85,12 @@ def load(
 def _open(folder, source):
     """Returns arrays and metadata; None if they are missing, damaged or of another source."""
     try:
-        meta = json.loads((folder / _META).read_text())
+        meta = json.loads(read_text(folder / _META))
         if meta["source"] != source:
             return None
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in meta["arrays"]}
+        arrays = {name: map_array(folder / f"{name}.npy") for name in meta["arrays"]}
         return arrays, meta["meta"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (*ARRAY_DAMAGE, InputError):
         return None
 
 

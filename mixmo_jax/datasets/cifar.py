@@ -3,10 +3,13 @@
 The pickles of the Python form are read without running or trusting anything in them.
 """
 
+import functools
 import io
 import pathlib
 import pickle
+import pickletools
 
+import ml_collections
 import numpy as np
 
 from mixmo_jax.datasets.archives import Files
@@ -16,6 +19,7 @@ from mixmo_jax.errors import InputError, warn
 from mixmo_jax.files import reading
 
 _PIXELS = 3 * 32 * 32
+_MAX_TUPLES = 1000  # in a pickle, those of calls aside; an array has two
 _OFFICIAL_COUNTS = {"train": 50_000, "test": 10_000}
 
 # For each dataset: the files of a split in the binary form (".bin") and in the Python form, the
@@ -50,10 +54,18 @@ _PICKLE_DAMAGE = (
 )
 
 
-def _build(path: pathlib.Path, layout: dict, arrays: Arrays) -> None:
+def _build(
+    path: pathlib.Path, config: ml_collections.ConfigDict, arrays: Arrays, layout: dict
+) -> None:
     """Fills in the arrays of both splits."""
-    files = Files(path)
     text_names, pickled_names, names_key = layout["names"]
+    parts = [*layout["train"], *layout["test"]]
+    wanted = {text_names, pickled_names, *parts, *(f"{part}.bin" for part in parts)}
+    files = Files(
+        path,
+        max_bytes=config.max_file_bytes,
+        wanted=lambda name: name.rpartition("/")[2] in wanted,
+    )
     if any(name.endswith(".bin") for name in files.names):
         folder = files.folder_of(text_names)
         class_names = files.read_lines(folder + text_names)
@@ -94,14 +106,14 @@ def _read_pickle(files, name, layout):
     entry = _unpickle(files, name)
     data, labels = entry.get(b"data"), entry.get(layout["labels"])
     if isinstance(data, _PickledArray):
-        with reading(f"{files.path}: {name}", TypeError, ValueError):
+        with reading(f"{files.path}: {name}", TypeError, ValueError, OverflowError):
             data = data.to_numpy()
     pixels = isinstance(data, np.ndarray) and data.shape[1:] == (_PIXELS,)
     if not pixels or not isinstance(labels, list):
         raise InputError(f"{files.path}: {name}: expected data of uint8 [N, {_PIXELS}] and labels")
-    valid = bool(labels) and all(isinstance(k, int) and k >= 0 for k in labels)
+    valid = bool(labels) and all(isinstance(k, int) and 0 <= k < 2**31 for k in labels)
     if not valid or len(labels) != len(data):
-        raise InputError(f"{files.path}: {name}: expected a label >= 0 for each of the images")
+        raise InputError(f"{files.path}: {name}: expected a label >= 0 for each image")
     return np.array(labels), data
 
 
@@ -115,10 +127,32 @@ def _unpickle(files: Files, name: str) -> dict:
     what = f"{files.path}: {name}"
     content = files.read(name)
     with reading(what, *_PICKLE_DAMAGE):
+        _check_pickle(content)
         value = _DataUnpickler(what, io.BytesIO(content), encoding="bytes").load()
     if not isinstance(value, dict):
         raise InputError(f"{what}: expected a dictionary")
     return value
+
+
+def _check_pickle(content):
+    """Raises `UnpicklingError` for what would fill the memory, or end the process, when loaded.
+
+    Those are many small objects, a table with a large index, and tuples deep inside each other,
+    the hashing of which overflows the stack. Only tuples that are not the arguments of a call, or
+    that are taken from the table, can get into another one.
+    """
+    most = len(content) // 256 + 2**16  # an image of 3072 bytes has about six
+    table, tuples, last = {}, 0, ""  # the table has the opcodes that made its objects
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+        name = opcode.name
+        is_put = name == "MEMOIZE" or "PUT" in name
+        if is_put:
+            table[len(table) if argument is None else argument] = last
+        else:
+            tuples += "TUPLE" in last and name != "REDUCE"
+            last = table.get(argument, "") if "GET" in name else name
+        if count > most or tuples > _MAX_TUPLES or (is_put and (argument or 0) > most):
+            raise pickle.UnpicklingError(f"too many objects, or nested ones, at {name}")
 
 
 class _DataUnpickler(pickle.Unpickler):
@@ -135,8 +169,8 @@ class _DataUnpickler(pickle.Unpickler):
             ("numpy", "dtype"): _PickledDtype,
             ("numpy.core.multiarray", "_reconstruct"): _PickledArray,
             ("_codecs", "encode"): self._encode,
-            ("__builtin__", "bytes"): _no_bytes,
-            ("builtins", "bytes"): _no_bytes,
+            ("__builtin__", "bytes"): self._no_bytes,
+            ("builtins", "bytes"): self._no_bytes,
         }
         core = module.replace("numpy._core", "numpy.core")
         if (core, name) not in known:
@@ -149,13 +183,12 @@ class _DataUnpickler(pickle.Unpickler):
             raise self._refused(f"the encoding {encoding!r}")
         return text.encode("latin1")
 
+    def _no_bytes(self):
+        """Returns bytes of no length as pickles of protocol 2 hold them."""
+        return b""
+
     def _refused(self, name):
         return InputError(f"{self._what}: refused to load: the pickle asks for {name}")
-
-
-def _no_bytes():
-    """Returns bytes of no length as pickles of protocol 2 hold them."""
-    return b""
 
 
 class _PickledDtype:
@@ -190,7 +223,7 @@ class _PickledArray:
 
 
 CIFAR10 = Source(
-    build=lambda path, config, arrays: _build(path, _CIFAR10, arrays),
+    build=functools.partial(_build, layout=_CIFAR10),
     candidates=(
         "cifar-10-binary.tar.gz",
         "cifar-10-python.tar.gz",
@@ -206,7 +239,7 @@ CIFAR10 = Source(
     ),
 )
 CIFAR100 = Source(
-    build=lambda path, config, arrays: _build(path, _CIFAR100, arrays),
+    build=functools.partial(_build, layout=_CIFAR100),
     candidates=(
         "cifar-100-binary.tar.gz",
         "cifar-100-python.tar.gz",

@@ -75,21 +75,30 @@ def _images(files, root, labels):
     inside = [name for name in files.names if name.startswith(root)]
     images = [(name, name.removeprefix(root).partition("/")) for name in inside]
     found = [
-        (name, labels[class_name])
-        for name, (class_name, _, rest) in images
-        if rest.lower().endswith(ENDINGS)
+        (name, labels[class_name]) for name, (class_name, _, rest) in images if _is_image(rest)
     ]
     return sorted(found, key=lambda entry: entry[0].split("/"))  # not as they lie in an archive
 
 
+def _is_image(name):
+    return name.lower().endswith(ENDINGS)
+
+
 def _build(path: pathlib.Path, config: ml_collections.ConfigDict, arrays: Arrays) -> None:
-    files = Files(path)
+    files = Files(path, max_bytes=config.max_file_bytes, wanted=_is_image)
     class_names, splits = read_index(files)
     for split, entries in splits.items():
         shape = (len(entries), config.image_size, config.image_size, 3)
         images = arrays.create(f"{split}_images", shape, np.uint8)
         names = [name for name, _ in entries]
-        decode_images(files.read, names, images, resize=True, where=path)
+        decode_images(
+            files.read,
+            names,
+            images,
+            resize=True,
+            where=path,
+            max_pixels=config.max_image_pixels,
+        )
         labels = np.array([label for _, label in entries])
         arrays.create(f"{split}_labels", labels.shape, np.int32)[:] = labels
     # Names that are not UTF-8 could be neither written nor printed.

@@ -13,7 +13,7 @@ from mixmo_jax.datasets import archives, cache
 from mixmo_jax.datasets.dataset import Split
 from mixmo_jax.datasets.download import download
 from mixmo_jax.errors import InputError, invalid, warn
-from mixmo_jax.files import reading
+from mixmo_jax.files import expand, open_file, reading
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Source:
         folder = (path if path.is_dir() else path.parent) / ".mixmo_jax"
         where = path.name  # a cache beside the source may be moved along with it
         if config.cache_dir:
-            folder = pathlib.Path(config.cache_dir).expanduser()
+            folder = expand(config.cache_dir)
             where = str(path.absolute())
 
         def build(arrays: cache.Arrays) -> None:
@@ -82,8 +82,11 @@ class Source:
             build,
         )
         names = sorted({name.partition("_")[0] for name in arrays})
-        splits = {k: Split(arrays[f"{k}_images"], np.array(arrays[f"{k}_labels"])) for k in names}
-        return splits, meta["class_names"]
+        with reading(folder, KeyError, TypeError, advice="remove this folder"):
+            splits = {
+                k: Split(arrays[f"{k}_images"], np.array(arrays[f"{k}_labels"])) for k in names
+            }
+            return splits, list(meta["class_names"])
 
     def locate(self, data_dir: str) -> pathlib.Path:
         """Returns where the dataset lies; downloads it if it is not there.
@@ -109,7 +112,7 @@ class Source:
             if not path.is_file() or path.stat().st_size != official.size:
                 continue
             method = {32: "md5", 64: "sha256"}[len(official.digest)]
-            with reading(path), path.open("rb") as file:
+            with reading(path), open_file(path) as file:
                 digest = hashlib.file_digest(file, method).hexdigest()
             if digest != official.digest:
                 message = f"{method} is {digest}, expected {official.digest}"
@@ -119,12 +122,13 @@ class Source:
         if not data_dir and self.url is None:
             raise invalid("dataset.data_dir", data_dir, "a folder or an archive")
         default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-        folder = pathlib.Path(data_dir or default).expanduser()
+        folder = expand(data_dir or default)
         if data_dir:
             with reading(
                 f"dataset.data_dir={data_dir!r}", advice="expected a folder or an archive"
             ):
-                folder.stat()
+                if not folder.is_dir():
+                    open_file(folder).close()
         return folder
 
     def _find(self, folder):

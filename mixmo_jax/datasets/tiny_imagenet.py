@@ -16,7 +16,7 @@ from mixmo_jax.datasets.cache import Arrays
 from mixmo_jax.datasets.decode import decode_images
 from mixmo_jax.datasets.source import Official, Source
 from mixmo_jax.errors import InputError
-from mixmo_jax.files import reading
+from mixmo_jax.files import open_file, reading
 
 SIZE = 64
 VERSION = "2.0.0"  # of the folder that tensorflow-datasets prepares
@@ -117,6 +117,10 @@ def read_prepared(
     import tensorflow_datasets as tfds  # takes a second
     from google.protobuf import json_format
 
+    for file in folder.iterdir():
+        if not file.is_dir():
+            with reading(file):
+                open_file(file).close()  # refuses what may have no end
     advice = "prepare it again"
     damage = (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError)
     with reading(folder, *damage, json_format.Error, advice=advice):
@@ -133,11 +137,16 @@ def read_prepared(
         return builder.info.metadata["class_names"], splits, contents.__getitem__
 
 
+def _is_needed(name):
+    """Whether a file is a list of names or an image that has a label."""
+    return name.endswith(".txt") or "train/" in name or "val/" in name
+
+
 def _build(path: pathlib.Path, config: ml_collections.ConfigDict, arrays: Arrays) -> None:
     if (path / "dataset_info.json").is_file():
         class_names, splits, read = read_prepared(path)
     else:
-        files = Files(path)
+        files = Files(path, max_bytes=config.max_file_bytes, wanted=_is_needed)
         class_names, splits = read_index(files)
         read = files.read
     for split, entries in splits.items():

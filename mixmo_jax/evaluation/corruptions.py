@@ -1,14 +1,13 @@
 """Robustness: metrics on corrupted test images in the layout of CIFAR-10-C. (arXiv 1903.12261.)"""
 
 import pathlib
-import tokenize
 from collections.abc import Callable
 
 import numpy as np
 
 from mixmo_jax.errors import InputError
 from mixmo_jax.evaluation import metrics
-from mixmo_jax.files import reading
+from mixmo_jax.files import map_array
 
 SEVERITIES = 5
 _LABELS = "labels.npy"
@@ -41,8 +40,11 @@ def score_corruptions(
     labels, arrays = _read_folder(folder, image_shape)
     results = {}
     for name, images in arrays.items():
-        parts = zip(np.split(images, SEVERITIES), np.split(labels, SEVERITIES), strict=True)
-        scores = [metrics.ensemble_metrics(logits_fn(x), y, ensemble, weights) for x, y in parts]
+        scores = []
+        for x, y in zip(np.split(images, SEVERITIES), np.split(labels, SEVERITIES), strict=True):
+            logits = logits_fn(x)
+            _check_labels(folder / _LABELS, y, logits.shape[-1])
+            scores.append(metrics.ensemble_metrics(logits, y, ensemble, weights))
         results[name] = {str(i): score for i, score in enumerate(scores, 1)}
         results[name]["mean"] = _mean(scores)
     results["mean"] = {key: _mean([r[key] for r in results.values()]) for key in results[name]}
@@ -53,12 +55,12 @@ def _read_folder(folder, image_shape):
     """Returns the labels and the images of each corruption, all of which are checked."""
     if not folder.is_dir():
         raise InputError(f"corruptions={folder}: no such folder")
-    labels = _read(folder / _LABELS)
-    if not np.issubdtype(labels.dtype, np.integer):
+    labels = map_array(folder / _LABELS)
+    if labels.dtype.kind not in "iu":
         raise InputError(f"{folder / _LABELS}: {labels.dtype}, expected integers")
     if labels.ndim != 1 or not len(labels) or len(labels) % SEVERITIES:
         raise InputError(f"{folder / _LABELS}: shape {labels.shape}, expected [{SEVERITIES} n]")
-    arrays = {f.stem: _read(f) for f in sorted(folder.glob("*.npy")) if f.name != _LABELS}
+    arrays = {f.stem: map_array(f) for f in sorted(folder.glob("*.npy")) if f.name != _LABELS}
     if not arrays:
         raise InputError(f"corruptions={folder}: no files besides {_LABELS}")
     if "mean" in arrays:
@@ -71,9 +73,10 @@ def _read_folder(folder, image_shape):
     return labels.astype(np.int64), arrays
 
 
-def _read(file):
-    with reading(file, ValueError, SyntaxError, tokenize.TokenError):
-        return np.lib.format.open_memmap(file, mode="r")
+def _check_labels(file, labels, num_classes):
+    if labels.min() < 0 or labels.max() >= num_classes:
+        outside = labels.min() if labels.min() < 0 else labels.max()
+        raise InputError(f"{file}: labels: {outside}, expected 0 to {num_classes - 1}")
 
 
 def _mean(scores):

@@ -1,6 +1,5 @@
 """Loading the networks of runs."""
 
-import math
 import pathlib
 from collections.abc import Sequence
 
@@ -8,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from mixmo_jax.errors import InputError
-from mixmo_jax.files import read_json, reading
+from mixmo_jax.errors import InputError, invalid, shown
+from mixmo_jax.files import expand, is_number, read_json, reading
 from mixmo_jax.inference.model import Model, Network
 from mixmo_jax.input_pipeline.batch import steps_per_epoch
 from mixmo_jax.models import create_model
@@ -40,7 +39,7 @@ def load(
     """
     if isinstance(paths, (str, pathlib.Path)):
         paths = [paths]
-    folders = [pathlib.Path(path).expanduser() for path in paths]
+    folders = [expand(path) for path in paths]
     networks = [load_network(folder, allow_unfinished=allow_unfinished) for folder in folders]
     if not networks:
         raise InputError("paths: none, expected the folder of a run")
@@ -70,22 +69,23 @@ def load_network(
         raise InputError(f"workdir={folder}: has no checkpoint; train it first")
     info = workdir.read_dataset_info(folder)
     epoch_steps = steps_per_epoch(config, info["num_images"]["train"])
-    with Checkpoints(folder / workdir.CHECKPOINTS) as checkpoints:
-        step = checkpoints.latest_step or 0
+    if not epoch_steps:
+        most = info["num_images"]["train"] * config.batch_repetitions
+        allowed = f"at most {most} with the dataset of the run"
+        raise InputError(f"workdir={folder}: {invalid('batch_size', config.batch_size, allowed)}")
+    model = create_model(config.model, len(info["class_names"]))
+    images = jax.ShapeDtypeStruct((1, *info["image_shape"]), jnp.float32)
+    like = jax.eval_shape(lambda images: model.init(jax.random.key(0), images, train=False), images)
+    step, variables = Checkpoints(folder / workdir.CHECKPOINTS).restore_variables(like)
     if step != config.num_epochs * epoch_steps and not allow_unfinished:
-        done = f"{step // max(1, epoch_steps)} of {config.num_epochs} epochs are done"
+        done = f"{step // epoch_steps} of {config.num_epochs} epochs are done"
         raise InputError(
             f"workdir={folder}: holds no finished run: {done}; train it to the end, or take "
             "what it has by --allow_unfinished"
         )
-    model = create_model(config.model, len(info["class_names"]))
-    images = jnp.zeros((1, *info["image_shape"]), jnp.float32)
-    like = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
     # Without a validation split it would be that of an abandoned run.
-    best = "validation" in info["num_images"] and workdir.has_checkpoint(folder, workdir.BEST)
-    with Checkpoints(folder / (workdir.BEST if best else workdir.CHECKPOINTS)) as checkpoints:
-        variables = checkpoints.restore_variables(like)
-        step = checkpoints.latest_step
+    if "validation" in info["num_images"] and workdir.has_checkpoint(folder, workdir.BEST):
+        step, variables = Checkpoints(folder / workdir.BEST).restore_variables(like)
     return Network(
         model=model,
         variables=variables,
@@ -109,7 +109,7 @@ def _read_temperature(
     for file in [folder / name for folder in folders]:
         if not file.exists():
             continue
-        with reading(file, ValueError, TypeError, AttributeError):
+        with reading(file, ValueError, TypeError, RecursionError):
             results = read_json(file)
             if len(folders) == 1:
                 same = results.get("epoch", epochs[0]) == epochs[0]
@@ -121,7 +121,7 @@ def _read_temperature(
                 found.setdefault(networks[0].config.evaluation.ensemble, results["temperature"])
             if same and ensemble in found:
                 temperature = found[ensemble]
-                if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
-                    raise ValueError(f"temperature={temperature!r}: expected a number > 0")
+                if not is_number(temperature) or temperature <= 0:
+                    raise ValueError(f"temperature={shown(temperature)}: expected a number > 0")
                 return float(temperature)
     return None

@@ -17,7 +17,7 @@ from mixmo_jax.errors import InputError, invalid
 from mixmo_jax.evaluation import calibration
 from mixmo_jax.evaluation.ensemble import ENSEMBLES, ensemble_log_probs
 from mixmo_jax.evaluation.logits import make_logits_fn
-from mixmo_jax.files import reading
+from mixmo_jax.files import expand, read_bytes
 from mixmo_jax.input_pipeline.augment import normalize
 from mixmo_jax.models import MixMoNet
 
@@ -133,8 +133,8 @@ class Model:
         if isinstance(files, (str, pathlib.Path)):
             files = [files]
         images = np.zeros((len(files), *self.image_shape), np.uint8)
-        names = [str(pathlib.Path(file).expanduser()) for file in files]
-        decode_images(_read_bytes, names, images, resize=True, where=pathlib.Path("images"))
+        names = [str(expand(file)) for file in files]
+        decode_images(read_bytes, names, images, resize=True, where=pathlib.Path("images"))
         return images
 
     def logits(self, images: np.ndarray, *, preprocess: bool = True) -> np.ndarray:
@@ -270,8 +270,3 @@ class Model:
         if not preprocess and not np.isfinite(images).all():
             raise InputError("images: some values are not finite")
         return images
-
-
-def _read_bytes(name: str) -> bytes:
-    with reading(name):
-        return pathlib.Path(name).read_bytes()

@@ -1,8 +1,10 @@
 """Reads the checkpoints that the MixMo authors' PyTorch program writes."""
 
+import io
 import pathlib
 import pickle
 import re
+import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 
@@ -12,13 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixmo_jax.configs import common, tiny_imagenet
+from mixmo_jax.datasets.archives import DAMAGE, Files
 from mixmo_jax.errors import InputError
-from mixmo_jax.files import reading
+from mixmo_jax.files import ARRAY_DAMAGE, expand, reading, too_large
 from mixmo_jax.inference.model import Model, Network
 from mixmo_jax.models import NETWORKS, MixMoNet
 
 StateDict = Mapping[str, np.ndarray]
 
+_MAX_EXPANSION = 4  # of a checkpoint when it is decompressed
 _STATE_DICT = "classifier_state_dict"  # where a checkpoint file of the authors has it
 
 
@@ -51,16 +55,32 @@ def from_torch(
 
 def read_state_dict(file: pathlib.Path) -> StateDict:
     """Reads the state dict of a checkpoint file, see `from_torch`."""
-    file = file.expanduser()
+    file = expand(file)
     if not file.is_file():
-        raise InputError(f"checkpoint={file}: no such file")
-    if file.suffix == ".npz":
-        with (
-            reading(f"checkpoint={file}", ValueError, EOFError, KeyError, zipfile.BadZipFile),
-            np.load(file) as arrays,
-        ):
-            return dict(arrays)
-    return _read_torch(file)
+        raise InputError(f"checkpoint={file}: no such file, or a folder, pipe or device")
+    _check_size(file)
+    return _read_npz(file) if file.suffix == ".npz" else _read_torch(file)
+
+
+def _check_size(file):
+    """Checks that a file, which is a zip as a rule, hardly grows: weights cannot be compressed."""
+    with reading(f"checkpoint={file}", *DAMAGE):
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                size = sum(entry.file_size for entry in archive.infolist())
+            most = _MAX_EXPANSION * file.stat().st_size + 2**20
+            if size > most:
+                raise too_large(f"checkpoint={file}: decompressed", size, most)
+
+
+def _read_npz(file):
+    files = Files(file, max_bytes=sys.maxsize)
+    arrays = {}
+    for name in files.names:
+        with reading(f"checkpoint={file}: {name}", *ARRAY_DAMAGE):
+            content = io.BytesIO(files.read(name))
+            arrays[name.removesuffix(".npy")] = np.lib.format.read_array(content)
+    return arrays
 
 
 def _read_torch(file):
@@ -74,7 +94,10 @@ def _read_torch(file):
     with reading(f"checkpoint={file}", *damage, pickle.UnpicklingError, zipfile.BadZipFile):
         saved = torch.load(file, map_location="cpu", weights_only=True)
         saved = saved.get(_STATE_DICT, saved)
-        return {name: value.numpy() for name, value in saved.items() if torch.is_tensor(value)}
+        tensors = {name: value for name, value in saved.items() if torch.is_tensor(value)}
+        if any(value.nbytes > file.stat().st_size for value in tensors.values()):
+            raise ValueError("a tensor larger than the file")  # the same numbers again and again
+        return {name: value.numpy() for name, value in tensors.items()}
 
 
 def convert(state_dict: StateDict) -> tuple[MixMoNet, dict, dict[str, object]]:
@@ -92,7 +115,7 @@ def convert(state_dict: StateDict) -> tuple[MixMoNet, dict, dict[str, object]]:
         if not str(name).endswith("num_batches_tracked")
     }
     for name, array in arrays.items():
-        if not jnp.issubdtype(array.dtype, jnp.floating) or not array.ndim:
+        if not jnp.issubdtype(array.dtype, jnp.floating) or not array.ndim or not array.size:
             raise InputError(f"checkpoint: {name} is {array.dtype} {array.shape}, expected floats")
         if not np.isfinite(array).all():
             raise InputError(f"checkpoint: {name} is not finite")

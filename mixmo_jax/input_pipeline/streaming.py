@@ -63,6 +63,16 @@ def call_lengths(steps: int, limit: int) -> list[int]:
     return [length] * whole + [rest] * (rest > 0)
 
 
+def remaining_lengths(lengths: list[int], done: int) -> list[int]:
+    """Returns the lengths of the calls that are left in an epoch of which `done` steps are done."""
+    remaining = []
+    for length in lengths:
+        left = min(length, length - done)
+        done = max(0, done - length)
+        remaining += [left] if left > 0 else []
+    return remaining
+
+
 class ResidentFeed:
     """All training images lie on the devices, where each step gathers its own.
 
@@ -84,10 +94,10 @@ class ResidentFeed:
         """Gathers the images of a plan on the device."""
         return gather(*resident, *planned_indices(plan), self._image_shape)
 
-    def calls(self, key: jax.Array, epoch: int) -> Iterator[Call]:
-        """Yields the arguments of each call of an epoch."""
+    def calls(self, key: jax.Array, epoch: int, done: int = 0) -> Iterator[Call]:
+        """Yields the arguments of each call of an epoch of which `done` steps are done."""
         order = devices.replicate(self._order_fn(key, epoch))
-        for length in self._lengths:
+        for length in remaining_lengths(self._lengths, done):
             yield Call(self._resident, None, order, length)
 
 
@@ -124,16 +134,20 @@ class StreamedFeed:
         """Returns the images that were sent."""
         return streamed
 
-    def calls(self, key: jax.Array, epoch: int) -> Iterator[Call]:
-        """Yields the arguments of each call of an epoch, gathering the next ones in a thread."""
-        return _prefetch(self._calls(key, epoch))
+    def calls(self, key: jax.Array, epoch: int, done: int = 0) -> Iterator[Call]:
+        """Yields the arguments of each call of an epoch of which `done` steps are done.
 
-    def _calls(self, key, epoch):
+        The images of the next ones are gathered in a thread.
+        """
+        return _prefetch(self._calls(key, epoch, done))
+
+    def _calls(self, key, epoch, done):
         key, epoch = jax.device_put((key, np.int32(epoch)), self._host)
         order, indices = jax.device_get(self._indices_fn(key, epoch))  # [N]; [S, M, B] each
         order = devices.replicate(order)
-        start = 0
-        for length in call_lengths(self._steps, self._steps_per_call or self._most_steps(indices)):
+        lengths = call_lengths(self._steps, self._steps_per_call or self._most_steps(indices))
+        start = done
+        for length in remaining_lengths(lengths, done):
             part = jax.tree.map(lambda x: x[start : start + length], indices)  # noqa: B023
             shape = tuple(self._split.images.shape[1:])
             raw = gather(self._split.images, self._split.labels, *part, shape)

@@ -1,5 +1,6 @@
 """Plots of a run."""
 
+import io
 import pathlib
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from mixmo_jax.datasets import Dataset
 from mixmo_jax.evaluation import calibration
+from mixmo_jax.files import write_bytes
 from mixmo_jax.input_pipeline.batch import Batch
 
 _MEMBER_COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
@@ -36,7 +38,7 @@ def learning_curves(file: pathlib.Path, metrics: Sequence[dict]) -> None:
     for i, name in enumerate(members if len(members) > 1 else []):
         curves[name] = (f"member {i}", {"lw": 1, "ls": "--", "color": _color(i)})
     for name, (label, style) in curves.items():
-        values = [100 * m[held_out][name] for m in scored]
+        values = [100 * m[held_out].get(name, np.nan) for m in scored]
         right.plot(epochs, values, marker=".", label=label, **style)
     if len(curves) > 1:
         right.legend()
@@ -96,7 +98,9 @@ def _save(figure, file, dpi):
     with warnings.catch_warnings():
         # Class names may have letters that matplotlib's font lacks: it draws boxes.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(file, dpi=dpi)
+        content = io.BytesIO()
+        figure.savefig(content, dpi=dpi)
+    write_bytes(file, content.getvalue())
 
 
 def _draw_images(batches, dataset):

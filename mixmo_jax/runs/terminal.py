@@ -19,7 +19,7 @@ class Progress:
       steps_per_epoch: The number of steps of an epoch.
       batch_size: The number of images of a batch, as the core network counts them: B.
       schedule: The learning rate by the number of steps done.
-      first_epoch: The epoch that comes next, counted from 1.
+      steps_done: The number of steps that are done already.
     """
 
     _REFRESH_SECONDS = 0.5
@@ -32,13 +32,13 @@ class Progress:
         steps_per_epoch: int,
         batch_size: int,
         schedule: optax.Schedule,
-        first_epoch: int,
+        steps_done: int,
     ):
         self._num_epochs, self._batch_size, self._schedule = num_epochs, batch_size, schedule
         images = steps_per_epoch * batch_size
         self._bar = tqdm.tqdm(
             total=num_epochs * images,
-            initial=(first_epoch - 1) * images,
+            initial=steps_done * batch_size,
             unit=" img",
             unit_scale=True,
             desc="compiling",
@@ -46,7 +46,7 @@ class Progress:
             dynamic_ncols=True,
             disable=None,
         )
-        self._epoch = first_epoch
+        self._epoch = steps_done // steps_per_epoch + 1
         self._shown = {}
         self._refreshed = time.monotonic()
         self._epoch_start = None  # set when the first step is compiled
@@ -73,7 +73,7 @@ class Progress:
     def end_epoch(self, epoch_metrics: dict) -> None:
         """Shows the metrics of an epoch, see `training.loop.Trainer.train`."""
         now, epoch = time.monotonic(), epoch_metrics["epoch"]
-        left = (now - self._epoch_start) * (self._num_epochs - epoch)
+        left = (now - (self._epoch_start or now)) * (self._num_epochs - epoch)
         self._epoch_start = now
         loss, lr = f"{epoch_metrics['loss']:.3f}", f"{epoch_metrics['learning_rate']:.2g}"
         names = {"validation": "val", "test": "test"}

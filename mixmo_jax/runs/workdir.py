@@ -8,20 +8,36 @@ import ml_collections
 
 from mixmo_jax import config as config_lib
 from mixmo_jax.datasets import Dataset, Split
-from mixmo_jax.errors import InputError, warn
-from mixmo_jax.files import read_json, reading, write_json, write_text
+from mixmo_jax.errors import InputError, shown, warn
+from mixmo_jax.files import (
+    expand,
+    is_count,
+    is_number,
+    read_json,
+    read_text,
+    reading,
+    write_json,
+    write_text,
+    writing,
+)
+from mixmo_jax.runs.metric_writer import RESULTS
 
 CONFIG, DATASET = "config.json", "dataset.json"
 CHECKPOINTS, BEST = "checkpoints", "best_checkpoint"
 ENSEMBLE = "ensemble.json"
 CORRUPTIONS, ENSEMBLE_CORRUPTIONS = "corruptions.json", "ensemble_corruptions.json"
 
+_LONGEST_SIDE = 10_000  # of an image, in pixels
+
 # Fields that may differ between the sessions of one run: they do not change what is computed.
 _NEUTRAL_FIELDS = {
     "dataset.data_dir",
     "dataset.cache_dir",
+    "dataset.max_file_bytes",
+    "dataset.max_image_pixels",
     "dataset.placement",
     "steps_per_call",
+    "compilation_cache",
     "checkpoint_every_epochs",
     "evaluation.batch_size",
 }
@@ -29,16 +45,17 @@ _NEUTRAL_FIELDS = {
 
 def split_folders(text: str) -> list[pathlib.Path]:
     """Returns the folders of the runs that a command line names: A,B,C."""
-    folders = [pathlib.Path(part).expanduser() for part in text.split(",") if part]
+    folders = [expand(part) for part in text.split(",") if part]
     if not folders:
         raise InputError("workdir: missing; expected the folder of a finished run")
     return folders
 
 
 def check_run(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
-    """Checks that the folder is new, or that it holds a run of this config.
+    """Checks that the folder is new, or that it holds a run that this config continues.
 
-    A run that never reached a checkpoint makes room for another config.
+    That is a run of this config, perhaps with fewer epochs. A run that never reached a checkpoint
+    makes room for another config.
 
     Raises:
       InputError: if the folder holds a run of another config, or something else.
@@ -46,6 +63,8 @@ def check_run(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     with reading(f"workdir={folder}"):
         if has_checkpoint(folder):
             _compare(folder, read_config(folder), config)
+        elif (folder / RESULTS).exists():
+            raise InputError(f"workdir={folder}: holds results, but its checkpoints are missing")
         elif (folder / CONFIG).exists():
             read_config(folder)  # a damaged one is left for its owner to look at
         elif folder.exists() and any(f.name[0] != "." for f in folder.iterdir()):
@@ -72,14 +91,12 @@ def open_run(folder: pathlib.Path, config: ml_collections.ConfigDict, dataset: D
         "num_images": dataset.num_images,
         "test_digest": dataset.test.digest(),
     }
-    try:
+    with writing(f"workdir={folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / CONFIG, config_lib.to_json(config))
-        if not has_checkpoint(folder):  # else as the run began
-            shutil.rmtree(folder / BEST, ignore_errors=True)  # an abandoned run's
-            write_json(folder / DATASET, dataset_info)
-    except OSError as error:
-        raise InputError(f"workdir={folder}: cannot be written: {error.strerror}") from None
+    write_text(folder / CONFIG, config_lib.to_json(config))
+    if not has_checkpoint(folder):  # else as the run began
+        shutil.rmtree(folder / BEST, ignore_errors=True)  # an abandoned run's
+        write_json(folder / DATASET, dataset_info)
 
 
 def restore_statistics(folder: pathlib.Path, dataset: Dataset) -> Dataset:
@@ -124,17 +141,38 @@ def read_dataset_info(folder: pathlib.Path) -> dict:
     Raises:
       InputError: if the description is missing or damaged.
     """
-    with reading(folder / DATASET, ValueError, KeyError, TypeError, AttributeError):
+    with reading(folder / DATASET, ValueError):
         info = read_json(folder / DATASET)
-        kinds = {"image_shape": int, "class_names": str, "mean": float, "std": float}
-        kept = {name: tuple(map(kind, info[name])) for name, kind in kinds.items()}
-        _, _, channels = kept["image_shape"]
+        for name, is_valid in _INFO.items():
+            if not is_valid(info.get(name)):
+                raise ValueError(f"{name}={shown(info.get(name))}")
+        kept = {name: tuple(info[name]) for name in ("image_shape", "class_names", "mean", "std")}
+        channels = kept["image_shape"][2]
         if not len(kept["mean"]) == len(kept["std"]) == channels:
             raise ValueError(f"expected {channels} means and standard deviations")
-        num_images = {name: int(count) for name, count in info["num_images"].items()}
-        num_images["train"], num_images["test"]
-        digest = info.get("test_digest")  # not in runs of an older version
-    return {**kept, "num_images": num_images, "test_digest": digest}
+    return {**kept, "num_images": info["num_images"], "test_digest": info.get("test_digest")}
+
+
+def _list_of(is_valid):
+    return lambda values: isinstance(values, list) and values and all(map(is_valid, values))
+
+
+# What the fields of a dataset's description are.
+_INFO = {
+    "image_shape": lambda shape: (
+        _list_of(is_count)(shape) and len(shape) == 3 and max(shape) <= _LONGEST_SIDE
+    ),
+    "class_names": _list_of(lambda name: isinstance(name, str)),
+    "mean": _list_of(is_number),
+    "std": _list_of(lambda value: is_number(value) and value > 0),
+    "num_images": lambda counts: (
+        isinstance(counts, dict)
+        and {"train", "test"} <= counts.keys()
+        and all(map(is_count, counts.values()))
+    ),
+    # Not in runs of an older version.
+    "test_digest": lambda digest: digest is None or isinstance(digest, str),
+}
 
 
 def read_config(folder: pathlib.Path, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
@@ -151,7 +189,7 @@ def read_config(folder: pathlib.Path, overrides: Sequence[str] = ()) -> ml_colle
     if not (folder / CONFIG).exists():
         raise InputError(f"workdir={folder}: holds no run: it has no {CONFIG}")
     with reading(folder / CONFIG):
-        text = (folder / CONFIG).read_text(errors="replace")
+        text = read_text(folder / CONFIG, errors="replace")
     try:
         config = config_lib.from_json(text)
     except InputError as error:
@@ -169,9 +207,10 @@ def _counts(num_images: dict[str, int]) -> str:
 
 def _compare(folder, old, new):
     old, new = config_lib.flatten(old), config_lib.flatten(new)
-    changed = [k for k in old if old[k] != new[k] and k not in _NEUTRAL_FIELDS]
+    allowed = {*_NEUTRAL_FIELDS, *(["num_epochs"] if new["num_epochs"] > old["num_epochs"] else [])}
+    changed = [k for k in old if old[k] != new[k] and k not in allowed]
     if changed:
-        differences = ", ".join(f"{k}={old[k]!r} (now {new[k]!r})" for k in changed)
+        differences = ", ".join(f"{k}={shown(old[k])} (now {shown(new[k])})" for k in changed)
         raise InputError(
             f"workdir={folder}: holds a run of another config: {differences}; "
             "choose another --workdir"

@@ -1,17 +1,44 @@
-"""Checkpoints of the train state, by Orbax."""
+"""Checkpoints of the train state: written by Orbax, verified by checksums of our own.
 
+A checkpoint is the folder of its step:
+
+    58/state/         the train state, as Orbax writes it
+    58/epoch.json     what the unfinished epoch has come to, see `EpochProgress`
+    58/SHA256SUMS     the checksums of all these files
+
+It is written under another name and renamed when it is complete. Orbax does not notice when bytes
+of an array change on the disk; the checksums do, before Orbax reads a file.
+"""
+
+import concurrent.futures
+import errno
 import math
+import os
 import pathlib
-from typing import TypeVar
+import shutil
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
-from mixmo_jax.errors import InputError
-from mixmo_jax.files import reading
+from mixmo_jax.errors import InputError, warn
+from mixmo_jax.files import read_json, reading, write_json, writing
+from mixmo_jax.training.checksums import verify_checksums, write_checksums
 
 State = TypeVar("State")
+
+_STATE, _EPOCH = "state", "epoch.json"
+_OLD_STATE = "default"  # where versions before 0.2 have it, without checksums
+
+
+class EpochProgress(NamedTuple):
+    """What the epoch has come to in which a run stopped."""
+
+    losses: np.ndarray = np.zeros(0, np.float32)  # [S] of its steps that are done
+    seconds: float = 0.0  # that they took
 
 
 class Checkpoints:
@@ -20,74 +47,157 @@ class Checkpoints:
     Saving continues in the background; leaving the context waits for it.
 
     Args:
-      folder: The folder, made if it is not there.
+      folder: The folder, made if something is saved.
       max_to_keep: The number of checkpoints kept, the newest ones; None keeps all.
     """
 
     def __init__(self, folder: pathlib.Path, max_to_keep: int | None = 2):
-        options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep)
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        self._folder, self._max_to_keep = folder, max_to_keep
+        self._thread = concurrent.futures.ThreadPoolExecutor(1)
+        self._pending = None
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *exception) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
-
-    @property
-    def latest_step(self) -> int | None:
-        """The training step of the newest checkpoint, None without one."""
-        return self._manager.latest_step()
+    def __exit__(self, kind, *exception) -> None:
+        self._thread.shutdown()
+        if kind is None:
+            self.wait()
 
     @property
     def steps(self) -> list[int]:
         """The training steps of all checkpoints, in rising order."""
-        return sorted(self._manager.all_steps())
+        return sorted(int(f.name) for f in self._folder.glob("*") if f.name.isdigit())
 
-    def save(self, step: int, state: State) -> None:
-        """Saves a state (a pytree of arrays, not replicated) under its training step."""
-        self._manager.save(step, args=ocp.args.StandardSave(state))
+    @property
+    def latest_step(self) -> int | None:
+        """The training step of the newest checkpoint, None without one."""
+        return self.steps[-1] if self.steps else None
 
-    def restore(self, like: State) -> State:
-        """Restores the newest state.
+    def save(self, step: int, state: State, progress: EpochProgress | None = None) -> None:
+        """Saves a state (a pytree of arrays, not replicated) under its training step.
+
+        Args:
+          step: The training step.
+          state: The state.
+          progress: What the epoch has come to, if the step is not the last of one.
+
+        Raises:
+          InputError: if this checkpoint or the one before could not be written.
+        """
+        self.wait()
+        self._pending = self._thread.submit(self._write, step, state, progress or EpochProgress())
+
+    def wait(self) -> None:
+        """Waits until what is being saved is there.
+
+        Raises:
+          InputError: if it could not be written.
+        """
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def restore(self, like: State) -> tuple[State, EpochProgress]:
+        """Restores the newest intact state; warns of newer ones that are damaged.
 
         Args:
           like: The form of the state: arrays or their shapes.
 
         Raises:
-          InputError: if there is no checkpoint, or it is damaged or of another form.
+          InputError: if there is no intact checkpoint, or it is of another form.
         """
-        return self._restore(lambda: ocp.args.StandardRestore(_on_first_device(like)))
+        arguments = ocp.args.StandardRestore(_on_first_device(like))
 
-    def restore_variables(self, like: dict) -> dict:
-        """Restores the network's part of the newest state, without the optimizer's.
+        def read(folder: pathlib.Path) -> tuple[State, EpochProgress]:
+            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+                state = checkpointer.restore(_state_folder(folder).absolute(), args=arguments)
+            return state, _read_progress(folder)
+
+        return self._newest_intact(read)
+
+    def restore_variables(self, like: dict) -> tuple[int, dict]:
+        """Restores the network's part of the newest intact state, without the optimizer's.
 
         Args:
           like: The form of the variables, `{"params": …, "batch_stats": …}`.
 
+        Returns:
+          The training step, and the variables.
+
         Raises:
-          InputError: if there is no checkpoint, or it is damaged or of another network.
+          InputError: if there is no intact checkpoint, or it is of another network.
         """
         like = _on_first_device(like)
+        restore_args = ocp.checkpoint_utils.construct_restore_args(like)
+        arguments = ocp.args.PyTreeRestore(like, restore_args=restore_args, partial_restore=True)
 
-        def arguments():
-            restore_args = ocp.checkpoint_utils.construct_restore_args(like)
-            return ocp.args.PyTreeRestore(like, restore_args=restore_args, partial_restore=True)
+        def read(folder: pathlib.Path) -> tuple[int, dict]:
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+                variables = checkpointer.restore(_state_folder(folder).absolute(), args=arguments)
+            for path, leaf in jax.tree.leaves_with_path(variables):
+                if not isinstance(leaf, jax.Array):  # Orbax leaves what is missing as it was
+                    raise KeyError(f"lacks {jax.tree_util.keystr(path)}")
+            return int(folder.name), variables
 
-        return self._restore(arguments)
+        return self._newest_intact(read)
 
     def delete_after(self, step: int) -> None:
         """Deletes the checkpoints of later steps."""
         for later in [s for s in self.steps if s > step]:
-            self._manager.delete(later)
+            self._delete(later)
 
-    def _restore(self, arguments):
-        if self.latest_step is None:
-            raise InputError(f"{self._manager.directory}: holds no checkpoint")
-        damage = (ValueError, KeyError, TypeError)
-        with reading(self._manager.directory, *damage, advice="or it is of another network"):
-            return self._manager.restore(self.latest_step, args=arguments())
+    def _newest_intact(self, read: Callable[[pathlib.Path], State]) -> State:
+        """Reads the newest checkpoint of which all files are as they were written."""
+        damaged = []
+        for step in reversed(self.steps):
+            folder = self._folder / str(step)
+            try:
+                if not (folder / _OLD_STATE).is_dir():
+                    verify_checksums(folder)
+                with reading(
+                    folder, ValueError, KeyError, TypeError, advice="or it is of another network"
+                ):
+                    found = read(folder)
+            except InputError as error:
+                damaged.append(error)
+                continue
+            for error in damaged:
+                warn(f"{error}; the checkpoint of step {step:,} is used instead")
+            return found
+        if damaged:
+            raise InputError(f"{damaged[0]}; {self._folder} holds no intact checkpoint")
+        raise InputError(f"{self._folder}: holds no checkpoint")
+
+    def _write(self, step: int, state: State, progress: EpochProgress) -> None:
+        """Writes a checkpoint and deletes those that are not kept any more."""
+        part, folder = self._folder / f".{step}.part", self._folder / str(step)
+        with writing(folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for abandoned in self._folder.glob(".*.part"):
+                shutil.rmtree(abandoned)
+            try:
+                _check_free_space(self._folder, state)
+                part.mkdir()
+                _write_state(part / _STATE, state)
+                values = {"losses": progress.losses.tolist(), "seconds": progress.seconds}
+                write_json(part / _EPOCH, values)
+                write_checksums(part)
+            except (OSError, InputError):
+                shutil.rmtree(part, ignore_errors=True)
+                raise
+            if folder.exists():  # a damaged one
+                self._delete(step)
+            os.replace(part, folder)
+        for old in self.steps[: -self._max_to_keep] if self._max_to_keep else []:
+            self._delete(old)
+
+    def _delete(self, step: int) -> None:
+        """Deletes a checkpoint; no part of it is ever seen under its name."""
+        part = self._folder / f".{step}.deleted.part"
+        with writing(self._folder / str(step)):
+            os.replace(self._folder / str(step), part)
+            shutil.rmtree(part)
 
 
 class BestCheckpoint(Checkpoints):
@@ -110,11 +220,47 @@ class BestCheckpoint(Checkpoints):
             self.save(step, state)
             self.score = score
 
+    def verify(self) -> None:
+        """Deletes damaged states, and warns of them, if there is an older one that is intact.
+
+        Raises:
+          InputError: if there are states, but none is intact.
+        """
+        intact = self._newest_intact(lambda folder: int(folder.name)) if self.steps else math.inf
+        self.delete_after(intact)
+
     def commit(self, step: int) -> None:
         """Deletes what no run needs that resumes from this step or a later one."""
-        self._manager.wait_until_finished()  # else the better one may not be there yet
+        self.wait()  # else the better one may not be there yet
         for earlier in [s for s in self.steps if s <= step][:-1]:
-            self._manager.delete(earlier)
+            self._delete(earlier)
+
+
+def _write_state(folder: pathlib.Path, state) -> None:
+    with (
+        writing(folder, ValueError),  # of TensorStore
+        ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer,
+    ):
+        checkpointer.save(folder.absolute(), args=ocp.args.StandardSave(state))
+
+
+def _state_folder(folder: pathlib.Path) -> pathlib.Path:
+    old = folder / _OLD_STATE
+    return old if old.is_dir() else folder / _STATE
+
+
+def _read_progress(folder: pathlib.Path) -> EpochProgress:
+    if (folder / _OLD_STATE).is_dir():
+        return EpochProgress()
+    values = read_json(folder / _EPOCH)
+    return EpochProgress(np.asarray(values["losses"], np.float32), float(values["seconds"]))
+
+
+def _check_free_space(folder: pathlib.Path, state) -> None:
+    """Raises `OSError` early: where the disk is full, Orbax's threads leave tracebacks."""
+    arrays = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    if shutil.disk_usage(folder).free < 1.05 * arrays + 2**20:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _on_first_device(like):

@@ -18,7 +18,7 @@ from mixmo_jax.evaluation.logits import make_logits_fn
 from mixmo_jax.input_pipeline import batch as batch_lib
 from mixmo_jax.input_pipeline.streaming import Call, create_feed
 from mixmo_jax.models import create_model
-from mixmo_jax.training.checkpoints import BestCheckpoint, Checkpoints
+from mixmo_jax.training.checkpoints import BestCheckpoint, Checkpoints, EpochProgress
 from mixmo_jax.training.optimizers import create_optimizer, warmup_steps
 from mixmo_jax.training.step import (
     TrainState,
@@ -85,31 +85,36 @@ class Trainer:
     def train(
         self,
         state: TrainState,
+        begun: EpochProgress = EpochProgress(),  # noqa: B008
         *,
         checkpoints: Checkpoints,
         best: BestCheckpoint | None,
         writer: MetricWriter,
         progress: ProgressDisplay,
+        stop: Callable[[], bool] = lambda: False,
     ) -> TrainState:
         """Trains from a state to the end of the last epoch.
 
         The model is evaluated on the validation split; without one, on the test split.
 
         Args:
-          state: A train state at an epoch boundary.
+          state: The train state.
+          begun: What the state's epoch has come to, if the state is not at an epoch boundary.
           checkpoints: The checkpoints of the run.
           best: Takes the state with the best validation accuracy; None without a validation split.
           writer: Takes the metrics of each epoch.
           progress: Shows them, and the steps as they finish.
+          stop: Asked after each call of the update function whether to save and return.
 
         Returns:
-          The state after the last epoch.
+          The state after the last epoch, or where it stopped.
 
         Raises:
-          FloatingPointError: if the loss is not finite, or the logits afterwards.
+          FloatingPointError: if the loss, a weight or a logit is not finite.
+          InputError: if a checkpoint or the metrics cannot be written.
         """
         config, steps = self.config, self.steps_per_epoch
-        key, first = state.key, int(state.step) // steps + 1
+        key, first = state.key, (int(state.step) - len(begun.losses)) // steps + 1
         feed = create_feed(
             config.dataset.placement, self.plan_fn, self.dataset.train, steps, config.steps_per_call
         )
@@ -123,25 +128,25 @@ class Trainer:
         update = make_update_fn(train_step)
         state = devices.replicate_for_pmap(state)
         for epoch in range(first, config.num_epochs + 1):
-            start = time.perf_counter()
-            state, losses = _run_calls(update, state, feed.calls(key, epoch), progress)
-            seconds = time.perf_counter() - start
-            loss = float(losses.mean())
-            if not np.isfinite(loss):
-                raise FloatingPointError(
-                    f"the loss is {loss} in epoch {epoch}; a lower optimizer.learning_rate "
-                    f"than {config.optimizer.learning_rate} may help"
-                )
+            calls = feed.calls(key, epoch, len(begun.losses))
+            state, begun = self._run_calls(update, state, begun, calls, epoch, progress, stop)
+            saved = devices.unreplicate(state)
+            if stop():
+                step = (epoch - 1) * steps + len(begun.losses)
+                if step != checkpoints.latest_step:
+                    checkpoints.save(step, saved, begun)
+                return saved
+            losses, seconds = begun
+            begun = EpochProgress()
             epoch_metrics = {
                 "epoch": epoch,
                 "step": epoch * steps,
-                "loss": loss,
+                "loss": float(losses.mean()),
                 "learning_rate": float(self.schedule(epoch * steps - 1)),
                 "seconds": seconds,
                 "images_per_second": steps * config.batch_size / seconds,
             }
             last = epoch == config.num_epochs
-            saved = devices.unreplicate(state)
             if last or epoch % config.evaluation.every_epochs == 0:
                 epoch_metrics.update(self._evaluate(saved))
             writer.write(epoch_metrics)
@@ -155,6 +160,49 @@ class Trainer:
                     best.commit(resumable)
         return devices.unreplicate(state)
 
+    def _run_calls(
+        self,
+        update: Callable,
+        state: TrainState,
+        begun: EpochProgress,
+        calls: Generator[Call],
+        epoch: int,
+        progress: ProgressDisplay,
+        stop: Callable[[], bool],
+    ) -> tuple[TrainState, EpochProgress]:
+        """Runs the calls of an epoch until it is to stop, a few of them ahead of the device."""
+        dispatched, finished = collections.deque(), begun.losses.tolist()
+        start = time.perf_counter()
+
+        def finish():
+            num_steps, losses = dispatched.popleft()
+            values = np.asarray(losses[0])  # waits for the device
+            if not np.isfinite(values).all():
+                step = len(finished) + int(np.argmin(np.isfinite(values))) + 1
+                raise self._divergence((epoch - 1) * self.steps_per_epoch + step, epoch)
+            finished.extend(values)
+            progress.update(num_steps, losses)
+
+        with contextlib.closing(calls):
+            while not stop() and (call := next(calls, None)) is not None:
+                state, losses = update(
+                    state, call.resident, call.streamed, call.order, call.num_steps
+                )
+                dispatched.append((call.num_steps, losses))
+                if len(dispatched) > _CALLS_IN_FLIGHT:
+                    finish()
+            while dispatched:
+                finish()
+        seconds = begun.seconds + time.perf_counter() - start
+        return state, EpochProgress(np.asarray(finished, np.float32), seconds)
+
+    def _divergence(self, step: int, epoch: int) -> FloatingPointError:
+        return FloatingPointError(
+            f"step {step:,} (epoch {epoch}): loss or weights are not finite; the last checkpoint "
+            "is from before; a lower optimizer.learning_rate than "
+            f"{self.config.optimizer.learning_rate} may help"
+        )
+
     def _evaluate(self, state: TrainState) -> dict[str, dict[str, float]]:
         """The metrics on the validation split, or else the test split, by the split's name."""
         name, split = "test", self.dataset.test
@@ -165,28 +213,6 @@ class Trainer:
             raise FloatingPointError(f"after step {int(state.step)} the logits are not finite")
         ensemble = self.config.evaluation.ensemble
         return {name: metrics.ensemble_metrics(logits, split.labels, ensemble)}
-
-
-def _run_calls(
-    update: Callable, state: TrainState, calls: Generator[Call], progress: ProgressDisplay
-) -> tuple[TrainState, np.ndarray]:
-    """Runs the calls of an epoch, a few of them ahead of the device; returns [steps] losses."""
-    dispatched, finished = collections.deque(), []
-
-    def finish():
-        num_steps, losses = dispatched.popleft()
-        finished.append(np.asarray(losses[0]))  # waits for the device
-        progress.update(num_steps, losses)
-
-    with contextlib.closing(calls):
-        for call in calls:
-            state, losses = update(state, call.resident, call.streamed, call.order, call.num_steps)
-            dispatched.append((call.num_steps, losses))
-            if len(dispatched) > _CALLS_IN_FLIGHT:
-                finish()
-        while dispatched:
-            finish()
-    return state, np.concatenate(finished)
 
 
 def _check_sizes(trainer: Trainer) -> None:

@@ -79,7 +79,8 @@ def make_train_step(
 
     Returns:
       `train_step(state, resident, streamed, order) → (state, loss)`: order is the epoch's [N]
-      int32 random order of the training split; loss is the mean over the whole batch, [] float32.
+      int32 random order of the training split; loss is the mean over the whole batch, [] float32,
+      or NaN if a weight is not finite after the step.
     """
 
     def train_step(state: TrainState, resident, streamed, order: jax.Array):
@@ -105,7 +106,7 @@ def make_train_step(
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
-        return state, loss
+        return state, jnp.where(_all_finite(state.variables), loss, jnp.nan)
 
     return train_step
 
@@ -151,3 +152,8 @@ def make_update_fn(train_step: Callable) -> Callable[..., tuple[TrainState, jax.
         static_broadcasted_argnums=4,
         donate_argnums=0,
     )
+
+
+def _all_finite(tree) -> jax.Array:
+    """Whether all numbers in a tree of floats are finite: [] bool."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

@@ -1,0 +1,86 @@
+"""Runs of the real command that come to harm, and what is compared afterwards."""
+
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from mixmo_jax.runs.metric_writer import read_metrics
+
+EXAMPLE = pathlib.Path(__file__).parent.parent / "docs" / "examples" / "stripes.py"
+FIELDS = (
+    "num_epochs=3",
+    "model.name=tiny",
+    "batch_size=192",
+    "optimizer.warmup_steps=0",
+    "dataset.validation_fraction=0.2",
+)
+
+
+def start(folder: pathlib.Path, *fields: str) -> subprocess.Popen:
+    """Starts the command in a process of its own; its output goes to files beside the folder."""
+    flags = [f"--config.{field}" for field in (*FIELDS, *fields)]
+    command = [sys.executable, "-m", "mixmo_jax.main", "--config=digits:cut_mixmo", *flags]
+    command.append(f"--plugin={EXAMPLE}")
+    with out_file(folder).open("w") as out, err_file(folder).open("w") as err:
+        command.append(f"--workdir={folder}")
+        return subprocess.Popen(command, stdout=out, stderr=err)
+
+
+def run(folder: pathlib.Path, *fields: str) -> int:
+    """Runs the command to its end; returns its exit status."""
+    return start(folder, *fields).wait(timeout=300)
+
+
+def out_file(folder: pathlib.Path) -> pathlib.Path:
+    """The file that the last command in a folder wrote its stdout to."""
+    return folder.with_suffix(".out")
+
+
+def err_file(folder: pathlib.Path) -> pathlib.Path:
+    """The file that the last command in a folder wrote its stderr to."""
+    return folder.with_suffix(".err")
+
+
+def wait_until(condition: Callable[[], object], process: subprocess.Popen) -> None:
+    """Waits until something is so, or the process has ended."""
+    deadline = time.monotonic() + 200
+    while not condition() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def read_outcome(folder: pathlib.Path) -> dict[str, object]:
+    """All that a run computed, without the times: bitwise equal runs have equal outcomes.
+
+    The logits are of the best epoch, and the losses and scores of every epoch.
+    """
+    epochs = [
+        {name: line[name] for name in ("epoch", "step", "loss", "learning_rate", "validation")}
+        for line in read_metrics(folder)
+    ]
+    with np.load(folder / "logits.npz") as arrays:
+        logits = arrays["logits"].tobytes()
+    return {"epochs": epochs, "logits": logits, "weights": _read_weights(folder)}
+
+
+def _read_weights(folder: pathlib.Path) -> bytes:
+    """The train state after the last step, as bytes."""
+    import jax
+
+    from mixmo_jax import datasets
+    from mixmo_jax.runs import workdir
+    from mixmo_jax.training.checkpoints import Checkpoints
+    from mixmo_jax.training.loop import Trainer
+
+    config = workdir.read_config(folder)
+    trainer = Trainer(config, datasets.load(config.dataset))
+    like = jax.eval_shape(trainer.create_state)
+    state, begun = Checkpoints(folder / workdir.CHECKPOINTS).restore(like)
+    assert int(state.step) == config.num_epochs * trainer.steps_per_epoch
+    assert not len(begun.losses)
+    state = state.replace(key=jax.random.key_data(state.key))
+    return b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state))

@@ -1,0 +1,204 @@
+"""Runs that are killed, stopped, or share their folder end as if nothing had happened."""
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import harm
+import pytest
+
+from mixmo_jax.errors import InputError
+from mixmo_jax.runs.lock import lock
+
+pytestmark = pytest.mark.xdist_group("harm")  # they share a run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The outcome of a run that nothing happens to."""
+    folder = tmp_path_factory.mktemp("harm") / "undisturbed"
+    assert harm.run(folder) == 0, harm.err_file(folder).read_text()
+    return harm.read_outcome(folder)
+
+
+def being_saved(folder):
+    """A condition: that a checkpoint is being written."""
+    return list((folder / "checkpoints").glob(".*.part"))
+
+
+def line(text):
+    """A condition: that the run has printed something."""
+    return lambda folder: text in harm.out_file(folder).read_text()
+
+
+# Moments of a run: what has happened before, and the seconds after which the process is killed.
+MOMENTS = {
+    "importing": (lambda folder: True, 1.0),
+    "compiling": (line(": new"), 2.0),
+    "steps": (lambda folder: (folder / "metrics.jsonl").exists(), 2.0),
+    "saving": (being_saved, 0.05),
+    "between epochs": (line("epoch 1/3"), 0.6),
+    "last epoch": (line("epoch 2/3"), 0.6),
+    "evaluating": (line("epoch 3/3"), 1.5),
+    "writing results": (lambda folder: (folder / "reliability.png").exists(), 0.1),
+}
+
+
+def kill(folder, moment, chance, signum=signal.SIGKILL):
+    """Starts a run and kills it a random time after a moment."""
+    condition, seconds = MOMENTS[moment]
+    process = harm.start(folder)
+    harm.wait_until(lambda: condition(folder), process)
+    time.sleep(chance.random() * seconds)
+    process.send_signal(signum)  # to Python itself
+    return process.wait(timeout=200)
+
+
+def test_run_killed_while_saving_ends_the_same(undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    assert kill(folder, "saving", random.Random(0)) == -signal.SIGKILL
+    assert harm.run(folder) == 0
+    assert harm.read_outcome(folder) == undisturbed
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_run_killed_at_any_moment_ends_the_same(undisturbed, tmp_path, moment, seed):
+    folder = tmp_path / "run"
+    kill(folder, moment, random.Random(f"{moment} {seed}"))
+    assert harm.run(folder) == 0, harm.err_file(folder).read_text()
+    assert harm.read_outcome(folder) == undisturbed
+
+
+def test_stopped_run_saves_its_step_and_ends_the_same(undisturbed, tmp_path):
+    """SIGTERM inside the second epoch, SIGINT before its end."""
+    folder = tmp_path / "run"
+    process = harm.start(folder)
+    harm.wait_until(lambda: line("epoch 1/3")(folder), process)
+    time.sleep(0.2)
+    process.terminate()
+    assert process.wait(timeout=200) == 143
+    *_, message = harm.err_file(folder).read_text().splitlines()
+    step = int(re.search(r"stopped after step (\d+), which is saved in", message)[1])
+    assert message.endswith("the same command resumes there")
+    assert (folder / "checkpoints" / str(step) / "SHA256SUMS").exists()
+    process = harm.start(folder)
+    harm.wait_until(lambda: line(f"resuming after step {step}, in epoch")(folder), process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=200) == 130
+    assert harm.run(folder) == 0
+    assert harm.read_outcome(folder) == undisturbed
+
+
+STOP = """
+import os, signal, sys, time
+from mixmo_jax.runs.signals import StopSignals
+with StopSignals() as signals:
+    os.kill(os.getpid(), signal.SIGTERM)
+    while not signals.requested():
+        time.sleep(0.01)
+    if "twice" in sys.argv:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+assert signals.received == signal.SIGTERM
+assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+"""
+
+
+def test_second_signal_ends_at_once():
+    command = [sys.executable, "-c", STOP]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1)
+    assert subprocess.run([*command, "twice"], capture_output=True, timeout=50).returncode == 130
+
+
+HOLD = """
+import pathlib, sys, time
+from mixmo_jax.runs.lock import lock
+with lock(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(100)
+"""
+
+
+def test_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path, capsys):
+    from mixmo_jax.main import main
+
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        start = time.monotonic()
+        status = main(["", "--config=digits", f"--workdir={tmp_path}"])
+        seconds = time.monotonic() - start
+        holder.kill()
+    message = capsys.readouterr().err
+    assert (status, message.count("\n")) == (2, 1)
+    assert message.startswith(f"error: workdir={tmp_path}: in use by process {holder.pid} on ")
+    assert seconds < 2
+    mine = f"in use by process {os.getpid()}"
+    with lock(tmp_path), pytest.raises(InputError, match=mine), lock(tmp_path):
+        pass
+
+
+def test_evaluation_takes_the_lock(finished_run, capsys):
+    from mixmo_jax.main import main
+
+    with lock(finished_run):
+        assert main(["", "--mode=evaluate", f"--workdir={finished_run}"]) == 2
+    assert "in use by process" in capsys.readouterr().err
+
+
+def test_lock_leaves_no_folder_that_was_not_there(tmp_path):
+    with pytest.raises(ZeroDivisionError), lock(tmp_path / "a" / "b"):
+        1 / 0  # noqa: B018
+    assert list(tmp_path.iterdir()) == []
+    with lock(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "b" / "config.json").touch()
+    assert (tmp_path / "a" / "b" / "config.json").exists()
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("seed", range(4))
+def test_two_processes_started_together(undisturbed, tmp_path, seed):
+    folder = tmp_path / "run"
+    first = harm.start(folder)
+    time.sleep(random.Random(seed).random() * 0.2 * seed)
+    second = harm.start(folder)
+    assert sorted([first.wait(timeout=300), second.wait(timeout=300)]) == [0, 2]
+    assert harm.read_outcome(folder) == undisturbed
+
+
+SIZES = [1400, *(pytest.param(k, marks=pytest.mark.stress) for k in (64, 160, 2000, 2600, 3000))]
+
+
+@pytest.fixture(params=SIZES)
+def small_disk(request, tmp_path):
+    """A file system with room for this many KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    options = ["-t", "tmpfs", "-o", f"size={request.param}k", "tmpfs"]
+    mount = shutil.which("mount")
+    if mount is None or subprocess.run([mount, *options, folder], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_full_disk_is_one_line_and_loses_nothing(small_disk, undisturbed, tmp_path):
+    """Stopped wherever the disk is full, the run ends the same elsewhere."""
+    folder = small_disk / "run"
+    status = harm.run(folder)
+    if status != 0:
+        assert status == 2
+        lines = harm.err_file(folder).read_text().splitlines()
+        assert len(lines) == 1 and "cannot be written: No space left on device" in lines[0]
+    moved = tmp_path / "moved"
+    shutil.copytree(folder, moved)
+    assert harm.run(moved) == 0
+    assert harm.read_outcome(moved) == undisturbed

@@ -4,17 +4,16 @@ Run by loop_test.py with different numbers of simulated devices.
 """
 
 import itertools
-import pathlib
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tiny  # noqa: F401
 
 from mixmo_jax import config as config_lib
 from mixmo_jax import datasets, devices
 from mixmo_jax.evaluation.logits import make_logits_fn
-from mixmo_jax.files import execute_module
 from mixmo_jax.input_pipeline.streaming import create_feed
 from mixmo_jax.models import NETWORKS
 from mixmo_jax.training.loop import Trainer
@@ -22,7 +21,6 @@ from mixmo_jax.training.step import make_train_step, make_update_fn
 
 
 def main(output: str) -> None:
-    execute_module(pathlib.Path(__file__).parent.parent / "docs" / "examples" / "stripes.py")
     _, config = config_lib.parse(
         "digits:cut_mixmo+cutmix", ["--config.model.name=tiny", "--config.optimizer.warmup_steps=1"]
     )

@@ -4,12 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from conftest import EXAMPLE
+from tiny import EXAMPLE
 
 import mixmo_jax
 from mixmo_jax import predict
 from mixmo_jax.datasets import DATASETS
-from mixmo_jax.files import execute_module
 from mixmo_jax.main import main
 from mixmo_jax.mixing import MASKS
 from mixmo_jax.models import NETWORKS
@@ -27,10 +26,12 @@ def forget():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
+    tiny = NETWORKS["tiny"]
     folder = tmp_path_factory.mktemp("runs") / "stripes"
     assert main(["", f"--config={EXAMPLE}", f"--workdir={folder}"]) == 0
     yield folder
-    execute_module(EXAMPLE)  # other tests use its network
+    forget()
+    NETWORKS["tiny"] = tiny  # other tests use it
 
 
 def test_example_trains_with_its_own_parts(run):

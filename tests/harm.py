@@ -10,7 +10,7 @@ import numpy as np
 
 from mixmo_jax.runs.metric_writer import read_metrics
 
-EXAMPLE = pathlib.Path(__file__).parent.parent / "docs" / "examples" / "stripes.py"
+PLUGIN = pathlib.Path(__file__).with_name("tiny.py")
 FIELDS = (
     "num_epochs=3",
     "model.name=tiny",
@@ -24,7 +24,7 @@ def start(folder: pathlib.Path, *fields: str) -> subprocess.Popen:
     """Starts the command in a process of its own; its output goes to files beside the folder."""
     flags = [f"--config.{field}" for field in (*FIELDS, *fields)]
     command = [sys.executable, "-m", "mixmo_jax.main", "--config=digits:cut_mixmo", *flags]
-    command.append(f"--plugin={EXAMPLE}")
+    command.append(f"--plugin={PLUGIN}")
     with out_file(folder).open("w") as out, err_file(folder).open("w") as err:
         command.append(f"--workdir={folder}")
         return subprocess.Popen(command, stdout=out, stderr=err)

@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import harm
 import pytest
 
+from mixmo_jax.commands import run_command
 from mixmo_jax.errors import InputError
 from mixmo_jax.runs.lock import lock
+from mixmo_jax.runs.signals import SIGNALS, StopSignals
 
 pytestmark = pytest.mark.xdist_group("harm")  # they share a run
 
@@ -116,6 +119,36 @@ def test_second_signal_ends_at_once():
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr.count("\n")) == (0, 1)
     assert subprocess.run([*command, "twice"], capture_output=True, timeout=50).returncode == 130
+
+
+def test_signal_is_noticed_and_handlers_are_restored(capsys):
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with StopSignals() as signals:
+        assert not signals.requested()
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not signals.requested():
+            time.sleep(0.001)
+    assert signals.received == signal.SIGTERM
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+    assert capsys.readouterr().err.startswith("stopping after this step")
+
+
+def test_without_the_main_thread_signals_are_left_alone():
+    def enter():
+        with StopSignals() as signals:
+            return signals.requested()
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(enter).result() is False
+
+
+def test_sigterm_ends_a_command_that_has_nothing_to_save(capsys):
+    def command():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    assert run_command(command, "stopped") == 143
+    assert capsys.readouterr().err == "stopped\n"
 
 
 HOLD = """

@@ -12,10 +12,10 @@ import sys
 
 import chex
 import jax
+import tiny  # noqa: F401
 
 from mixmo_jax import config as config_lib
 from mixmo_jax import datasets
-from mixmo_jax.files import execute_module
 from mixmo_jax.runs import workdir
 from mixmo_jax.runs.metric_writer import MetricWriter
 from mixmo_jax.training import loop
@@ -54,7 +54,6 @@ class Watch:
 
 
 def main(folder: str, method: str, num_epochs: str, *placements: str) -> None:
-    execute_module(pathlib.Path(__file__).parent.parent / "docs" / "examples" / "stripes.py")
     make_train_step = loop.make_train_step
 
     def make_watched_train_step(*arguments, **options):

@@ -103,7 +103,7 @@ def test_methods_learn(dataset, method, overrides):
     state, losses = run_steps(trainer, [1] * 90, max_traces=1)
     assert int(state.step) == 90
     assert members * 1.8 < losses[0] < members * 4.5
-    assert losses[-4:].mean() < 0.93 * losses[:4].mean()
+    assert losses[-20:].mean() < 0.95 * losses[:4].mean()  # three members share a tiny core
 
 
 def test_scan_equals_single_steps(dataset):

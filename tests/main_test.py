@@ -8,14 +8,14 @@ import re
 import subprocess
 import sys
 import termios
+import types
 
 import jax
 import numpy as np
 import pytest
-from conftest import EXAMPLE
 from tensorboardX.proto import event_pb2
 
-from mixmo_jax import metrics, schema
+from mixmo_jax import errors, metrics, schema
 from mixmo_jax.main import main
 from mixmo_jax.runs.metric_writer import read_metrics
 
@@ -24,7 +24,7 @@ QUICK = [
     "--config.num_epochs=2",
     "--config.model.name=tiny",
     "--config.batch_size=192",
-    f"--plugin={EXAMPLE}",
+    f"--plugin={pathlib.Path(__file__).with_name('tiny.py')}",
 ]
 
 pytestmark = pytest.mark.xdist_group("main")  # they share a run
@@ -258,3 +258,26 @@ def test_interrupted(monkeypatch, capsys):
     monkeypatch.setattr("mixmo_jax.train.train", interrupt)
     assert main(["", "--config=digits"]) == 130
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_compilation_cache_is_used_unless_jax_has_one(tmp_path, monkeypatch, capsys):
+    from mixmo_jax import devices
+
+    config = types.SimpleNamespace(jax_compilation_cache_dir="taken", update=None)
+    monkeypatch.setattr(jax, "config", config)
+    devices.use_compilation_cache(str(tmp_path / "cache"))
+    config.jax_compilation_cache_dir = None
+    devices.use_compilation_cache("")
+    assert list(tmp_path.iterdir()) == []
+    set_to = {}
+    config.update = set_to.__setitem__
+    devices.use_compilation_cache(str(tmp_path / "cache"))
+    assert set_to["jax_compilation_cache_dir"] == str(tmp_path / "cache")
+    (tmp_path / "file").touch()
+    devices.use_compilation_cache(str(tmp_path / "file" / "cache"))
+    assert "cannot be written: Not a directory\n" in capsys.readouterr().err
+
+
+def test_values_too_long_to_be_shown_are_cut_off():
+    assert errors.shown(10**5000) == "<int>"
+    assert errors.shown("x" * 500).endswith("…")

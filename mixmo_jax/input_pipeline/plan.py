@@ -177,7 +177,8 @@ def sample_beta(
     if concentration == 2:
         a, b, c = jax.random.uniform(key, (3, *shape))
         return jnp.maximum(jnp.minimum(a, b), jnp.minimum(jnp.maximum(a, b), c))
-    return jax.random.beta(key, concentration, concentration, shape)
+    ratios = jax.random.beta(key, concentration, concentration, shape)
+    return jnp.minimum(ratios, 1.0)  # rounding may take them 1e-5 above
 
 
 def local_part(plan: BatchPlan, index: Int[Array, ""] | int, count: int) -> BatchPlan:

@@ -15,8 +15,6 @@ from mixmo_jax.models import NETWORKS
 
 NAMES = ((MASKS, "stripes"), (NETWORKS, "tiny"), (DATASETS, "bars"))
 
-pytestmark = pytest.mark.xdist_group("extending")  # they share a run
-
 
 def forget():
     """Leaves the registries as in a new process."""

@@ -18,8 +18,6 @@ from mixmo_jax.errors import InputError
 from mixmo_jax.runs.lock import lock
 from mixmo_jax.runs.signals import SIGNALS, StopSignals
 
-pytestmark = pytest.mark.xdist_group("harm")  # they share a run
-
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):

@@ -24,7 +24,7 @@ from mixmo_jax.evaluate import evaluate_run
 from mixmo_jax.evaluation import metrics
 from mixmo_jax.files import read_json
 from mixmo_jax.input_pipeline import streaming
-from mixmo_jax.runs import metric_writer, terminal, workdir
+from mixmo_jax.runs import metric_writer, plots, terminal, workdir
 from mixmo_jax.runs.metric_writer import RESULTS
 from mixmo_jax.train import train
 from mixmo_jax.training.checkpoints import BestCheckpoint, Checkpoints, EpochProgress
@@ -48,6 +48,13 @@ def tiny_config(method="cut_mixmo", *overrides):
 @pytest.fixture(scope="module")
 def dataset():
     return datasets.load(tiny_config().dataset)
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch):
+    """Drawing takes a good part of so short a run."""
+    for name in ("learning_curves", "training_inputs", "reliability_diagram"):
+        monkeypatch.setattr(plots, name, lambda *_: None)
 
 
 def run_steps(trainer, call_sizes, max_traces=None):
@@ -216,7 +223,7 @@ def run_calls(dataset, losses, stop=lambda: False):
 
     begun = EpochProgress(np.float32([0.5]), 2.0)
     calls = (streaming.Call(None, None, None, 1) for _ in range(10))
-    state, progress = trainer._run_calls(update, 0, begun, calls, 1, Progress(), stop)
+    state, progress = trainer.run_calls(update, 0, calls, begun, progress=Progress(), stop=stop)
     return state, progress, max(in_flight, default=0)
 
 

@@ -27,8 +27,6 @@ QUICK = [
     f"--plugin={pathlib.Path(__file__).with_name('tiny.py')}",
 ]
 
-pytestmark = pytest.mark.xdist_group("main")  # they share a run
-
 
 def read_events(folder: pathlib.Path) -> dict[str, list[float]]:
     """The scalars of the TensorBoard events (TFRecords) in a folder, by name."""

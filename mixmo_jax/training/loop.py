@@ -129,7 +129,9 @@ class Trainer:
         state = devices.replicate_for_pmap(state)
         for epoch in range(first, config.num_epochs + 1):
             calls = feed.calls(key, epoch, len(begun.losses))
-            state, begun = self._run_calls(update, state, begun, calls, epoch, progress, stop)
+            state, begun = self.run_calls(
+                update, state, calls, begun, epoch=epoch, progress=progress, stop=stop
+            )
             saved = devices.unreplicate(state)
             if stop():
                 step = (epoch - 1) * steps + len(begun.losses)
@@ -160,17 +162,34 @@ class Trainer:
                     best.commit(resumable)
         return devices.unreplicate(state)
 
-    def _run_calls(
+    def run_calls(
         self,
         update: Callable,
         state: TrainState,
-        begun: EpochProgress,
         calls: Generator[Call],
-        epoch: int,
-        progress: ProgressDisplay,
-        stop: Callable[[], bool],
+        begun: EpochProgress = EpochProgress(),  # noqa: B008
+        *,
+        epoch: int = 1,
+        progress: ProgressDisplay | None = None,
+        stop: Callable[[], bool] = lambda: False,
     ) -> tuple[TrainState, EpochProgress]:
-        """Runs the calls of an epoch until it is to stop, a few of them ahead of the device."""
+        """Runs the calls of an epoch, a few of them ahead of the device.
+
+        Args:
+          update: See `training.step.make_update_fn`.
+          state: The train state, replicated for pmap.
+          calls: The calls that are left in the epoch.
+          begun: What the epoch has come to before.
+          epoch: The epoch, counted from 1.
+          progress: Shows the steps as they finish.
+          stop: Asked before each call whether to return.
+
+        Returns:
+          The state, and what the epoch has come to.
+
+        Raises:
+          FloatingPointError: if the loss or a weight is not finite.
+        """
         dispatched, finished = collections.deque(), begun.losses.tolist()
         start = time.perf_counter()
 
@@ -181,7 +200,8 @@ class Trainer:
                 step = len(finished) + int(np.argmin(np.isfinite(values))) + 1
                 raise self._divergence((epoch - 1) * self.steps_per_epoch + step, epoch)
             finished.extend(values)
-            progress.update(num_steps, losses)
+            if progress is not None:
+                progress.update(num_steps, losses)
 
         with contextlib.closing(calls):
             while not stop() and (call := next(calls, None)) is not None:

@@ -1,0 +1,221 @@
+"""Estimates the speed of training on a TPU that is not there, from its compiler alone.
+
+    pip install -e ".[tpu]"
+    python experiments/tpu_estimate.py --config=cifar100:cut_mixmo+cutmix --topology=v5e:2x2
+
+It compiles the real training program, a loop over the steps of a call, and sums the compiler's own
+estimates of cycles: milliseconds a step, share of the chip's peak, the split by kind of work,
+memory, and copies of the dataset, of which there should be none. Any field can be set, such as
+`--config.batch_size=256`. No TPU is needed, and no dataset.
+"""
+
+import argparse
+import collections
+import functools
+import importlib.util
+import json
+import math
+import os
+import pathlib
+import re
+import sys
+import time
+
+os.environ.update(TPU_SKIP_MDS_QUERY="1", JAX_PLATFORMS="cpu", TPU_WORKER_HOSTNAMES="localhost")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from benchmark import random_dataset
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mixmo_jax import config as config_lib
+from mixmo_jax.commands import run_command
+from mixmo_jax.devices import AXIS
+from mixmo_jax.errors import InputError
+from mixmo_jax.input_pipeline.batch import gather, planned_indices
+from mixmo_jax.models import create_model
+from mixmo_jax.training.loop import Trainer
+from mixmo_jax.training.step import make_call_fn, make_train_step
+
+# Clock in Hz, peak of products in bfloat16 in FLOP/s, bytes of memory.
+CHIPS = {
+    "v4": (1.05e9, 275e12, 32 << 30),
+    "v5e": (1.5e9, 197e12, 16 << 30),
+    "v5p": (1.75e9, 459e12, 95 << 30),
+}
+# The first that matches an operation's name counts.
+KINDS = {
+    "convolution": r"conv_general_dilated",
+    "normalization": r"/bn\d?/|batch_norm",
+    "random numbers": r"threefry|random|shuffle|permutation|uniform|bernoulli|randint|sort",
+    "gather and augmentation": r"gather|dynamic_slice|pad|crop|flip",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default="cifar100:cut_mixmo+cutmix", help="%(default)s")
+    parser.add_argument("--topology", default="v5e:2x2", help="%(default)s by default")
+    parser.add_argument("--chips", type=int, default=1, help="of the topology, %(default)s")
+    parser.add_argument("--steps", type=int, default=100, help="of a call, %(default)s by default")
+    parser.add_argument("--top", type=int, default=0, help="expensive operations to be listed")
+    parser.add_argument("--output", type=pathlib.Path, help="JSON file with all numbers")
+    parser.add_argument("--program", type=pathlib.Path, help="file for the compiled program")
+    arguments, overrides = parser.parse_known_args()
+    if importlib.util.find_spec("libtpu") is None:
+        raise InputError('the TPU compiler is missing: pip install -e ".[tpu]"')
+    overrides = [*overrides, "--config.model.dtype=bfloat16"]
+    config = config_lib.parse(arguments.config, overrides)[1]
+    trainer = Trainer(config, random_dataset(config))
+    start = time.perf_counter()
+    compiled = compile_training(trainer, arguments.topology, arguments.chips, arguments.steps)
+    seconds = time.perf_counter() - start
+    text = compiled.as_text()
+    if arguments.program:
+        arguments.program.write_text(text)
+    report = describe(compiled, text, trainer, arguments)
+    report["compile_seconds"] = seconds
+    print(format_report(report))
+    for name, cycles in expensive_operations(text, arguments.top):
+        print(f"  {cycles:>12,}  {name[-120:]}")
+    if arguments.output:
+        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def compile_training(
+    trainer: Trainer, topology: str, chips: int, steps: int, *, flat: bool = True
+) -> jax.stages.Compiled:
+    """Compiles a call of the training program for chips of a described TPU.
+
+    Args:
+      trainer: The trainer.
+      topology: The name of the TPU, such as "v5e:2x2".
+      chips: The number of its chips that train.
+      steps: The number of steps of the call.
+      flat: Whether the dataset is [N, H * W * C], as it is, or [N, H, W, C].
+    """
+    split, shape = trainer.dataset.train, trainer.dataset.image_shape
+    step = make_train_step(
+        trainer.model,
+        trainer.tx,
+        plan_fn=trainer.plan_fn,
+        fetch_fn=lambda resident, _, plan: gather(*resident, *planned_indices(plan), shape),
+        batch_fn=trainer.batch_fn,
+    )
+    call = make_call_fn(step)
+    described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    mesh = Mesh(np.array(described.devices[:chips]), (AXIS,))
+    placed = functools.partial(jax.ShapeDtypeStruct, sharding=NamedSharding(mesh, P()))
+    mapped = jax.shard_map(
+        lambda state, resident, order: call(state, resident, None, order, steps),
+        mesh=mesh,
+        in_specs=P(),
+        out_specs=P(),
+        check_vma=False,
+    )
+    size = (math.prod(shape),) if flat else shape
+    arguments = (
+        jax.tree.map(lambda x: placed(x.shape, x.dtype), jax.eval_shape(trainer.create_state)),
+        (placed((len(split), *size), jnp.uint8), placed((len(split),), jnp.int32)),
+        placed((len(split),), jnp.int32),
+    )
+    return jax.jit(mapped, donate_argnums=0).lower(*arguments).compile()
+
+
+def describe(compiled, text: str, trainer: Trainer, arguments: argparse.Namespace) -> dict:
+    """The report about a compiled call."""
+    config = trainer.config
+    clock, peak, memory = CHIPS[arguments.topology.partition(":")[0]]
+    cycles = collections.Counter()
+    for name, count in body_cycles(text).items():
+        kinds = (kind for kind, pattern in KINDS.items() if re.search(pattern, name))
+        cycles[next(kinds, "other")] += count
+    total = sum(cycles.values())
+    seconds = total / clock
+    flops = model_flops(trainer)
+    analysis = compiled.memory_analysis()
+    used = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
+    return {
+        "config": config.to_dict(),
+        "topology": arguments.topology,
+        "chips": arguments.chips,
+        "step_ms": 1e3 * seconds,
+        "images_per_second": config.batch_size / seconds,
+        "flops_per_step": flops,
+        "share_of_peak": flops / arguments.chips / seconds / peak,
+        "split": {kind: n / total for kind, n in cycles.most_common()},
+        "bytes_per_chip": used,
+        "memory_share": used / memory,
+        "dataset_copies": dataset_copies(text, len(trainer.dataset.train)),
+    }
+
+
+def body_cycles(text: str) -> dict[str, int]:
+    """Estimated cycles of each operation of the loop's body, the most expensive computation."""
+    computations = collections.defaultdict(collections.Counter)
+    current = None
+    for line in text.splitlines():
+        if match := re.match(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
+            current = match[1]
+        elif current and (match := re.search(r'"estimated_cycles":"(\d+)"', line)):
+            named = re.search(r'op_name="([^"]*)"', line)
+            name = named[1] if named else line.split("=")[0].strip()
+            computations[current][name] += int(match[1])
+    return max(computations.values(), key=lambda cycles: cycles.total())
+
+
+def expensive_operations(text: str, count: int) -> list[tuple[str, int]]:
+    """The operations of the loop's body that take most cycles."""
+    return collections.Counter(body_cycles(text)).most_common(count)
+
+
+def dataset_copies(text: str, num_images: int) -> list[str]:
+    """The operations that write an array as large as the dataset, beside its being passed on."""
+    passed = ("parameter", "get-tuple-element", "bitcast")
+    found = re.findall(rf"%(\S+) = u8\[{num_images},[\d,]+\]\S* (\S+?)\(", text)
+    assert found, "no dataset in the program"
+    return [name for name, kind in found if kind not in passed]
+
+
+def model_flops(trainer: Trainer) -> float:
+    """FLOPs of forward and backward pass of a step, as XLA counts them before it optimizes."""
+    config, shape = trainer.config, trainer.dataset.image_shape
+    model = create_model(config.model, trainer.dataset.num_classes)
+    like = jax.eval_shape(trainer.create_state).variables
+    images = jax.ShapeDtypeStruct((model.num_members, config.batch_size, *shape), jnp.float32)
+    stem = model.stem_shape(*shape[:2])
+    masks = jax.ShapeDtypeStruct((*images.shape[:2], *stem, 1), jnp.float32)
+
+    def loss(params, batch_stats, images, masks):
+        variables = {"params": params, "batch_stats": batch_stats}
+        logits, _ = model.apply(variables, images, masks, train=True, mutable=["batch_stats"])
+        return logits.sum()
+
+    lowered = jax.jit(jax.grad(loss)).lower(like["params"], like["batch_stats"], images, masks)
+    return lowered.cost_analysis()["flops"]
+
+
+def format_report(report: dict) -> str:
+    """The report as lines for the terminal."""
+    split = ", ".join(f"{kind} {part:.1%}" for kind, part in report["split"].items())
+    return "\n".join(
+        [
+            f"{report['topology']}, {report['chips']} chips, compiled in "
+            f"{report['compile_seconds']:.0f} s",
+            f"{report['step_ms']:.3f} ms a step, {report['images_per_second']:,.0f} images/s, "
+            f"{report['share_of_peak']:.1%} of the peak",
+            split,
+            f"memory {report['bytes_per_chip'] / 2**20:,.0f} MiB a chip, "
+            f"{report['memory_share']:.1%} of it",
+            f"copies of the dataset: {report['dataset_copies'] or 'none'}",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,53 @@
+"""The benchmark measures what it says it does."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
+
+
+def run(script, *arguments):
+    command = [sys.executable, str(EXPERIMENTS / script), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """Of a tiny network on small images."""
+    output = tmp_path_factory.mktemp("benchmark") / "report.json"
+    example = EXPERIMENTS.parent / "docs" / "examples" / "stripes.py"
+    fields = ("--config.dataset.image_size=8", "--config.batch_size=32")
+    turns = ("--turns=2", "--seconds=0.2", f"--output={output}")
+    done = run("benchmark.py", f"--config={example}", *fields, *turns)
+    assert done.returncode == 0, done.stderr
+    return json.loads(output.read_text()), done.stdout
+
+
+def test_report_has_rates_ratios_and_what_they_were_measured_with(report):
+    values, shown = report
+    for name in ("train_images_per_second", "pipeline_efficiency", "multi_input_cost", "fold_cost"):
+        assert 0 < values[name]["min"] <= values[name]["median"] <= values[name]["max"]
+        assert name.replace("_", " ") in shown
+    assert values["compile_seconds_cached"] < values["compile_seconds_cold"]
+    assert values["config"]["batch_size"] == 32
+    assert "jax" in values["environment"]
+
+
+def test_flops_are_those_of_the_convolutions(report):
+    """Encoders 3 → 8 and core 8 → 16 channels, 3x3, 64 pixels, 2 members, 32 positions."""
+    values, _ = report
+    encoders = 2 * 32 * 64 * 2 * 9 * 3 * 8
+    core = 32 * 64 * 2 * 9 * 8 * 16
+    expected = 2 * encoders + 3 * core  # no gradient of the images is needed
+    # Without what the kernels multiply beyond the edges, and with all that is no convolution.
+    assert values["flops_per_step"] == pytest.approx(expected, rel=0.2)
+
+
+def test_wrong_field_is_one_line():
+    done = run("benchmark.py", "--config.batch_siz=3")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "batch_siz: no such config field; did you mean batch_size" in done.stderr

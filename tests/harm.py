@@ -1,6 +1,7 @@
 """Runs of the real command that come to harm, and what is compared afterwards."""
 
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -25,6 +26,8 @@ def start(folder: pathlib.Path, *fields: str) -> subprocess.Popen:
     flags = [f"--config.{field}" for field in (*FIELDS, *fields)]
     command = [sys.executable, "-m", "mixmo_jax.main", "--config=digits:cut_mixmo", *flags]
     command.append(f"--plugin={PLUGIN}")
+    # A shell lets its background jobs, and so the tests and their processes, ignore SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with out_file(folder).open("w") as out, err_file(folder).open("w") as err:
         command.append(f"--workdir={folder}")
         return subprocess.Popen(command, stdout=out, stderr=err)

@@ -100,6 +100,7 @@ def test_stopped_run_saves_its_step_and_ends_the_same(undisturbed, tmp_path):
 STOP = """
 import os, signal, sys, time
 from mixmo_jax.runs.signals import StopSignals
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with StopSignals() as signals:
     os.kill(os.getpid(), signal.SIGTERM)
     while not signals.requested():
@@ -129,6 +130,16 @@ def test_signal_is_noticed_and_handlers_are_restored(capsys):
     assert signals.received == signal.SIGTERM
     assert [signal.getsignal(number) for number in SIGNALS] == before
     assert capsys.readouterr().err.startswith("stopping after this step")
+
+
+def test_ignored_signals_stay_ignored():
+    """As in a shell's background job."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with StopSignals() as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+    assert signal.signal(signal.SIGINT, before) is signal.SIG_IGN
+    assert not signals.requested()
 
 
 def test_without_the_main_thread_signals_are_left_alone():

@@ -70,7 +70,7 @@ def run_steps(trainer, call_sizes, max_traces=None):
     state, losses = devices.replicate_for_pmap(state), []
     for size in call_sizes:
         state, call_losses = update(state, call.resident, None, call.order, size)
-        losses.append(call_losses[0])
+        losses.append(np.asarray(call_losses[0]))  # waits: too many calls in flight may deadlock
     return devices.unreplicate(state), np.concatenate(losses)
 
 

@@ -23,13 +23,18 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         self._old_handlers = {}
-        if threading.current_thread() is not threading.main_thread():
+        if threading.current_thread() is threading.main_thread():
+            # A shell lets its background jobs ignore the Ctrl-C that is meant for others.
+            handlers = {number: signal.getsignal(number) for number in SIGNALS}
+            self._old_handlers = {s: h for s, h in handlers.items() if h is not signal.SIG_IGN}
+        if not self._old_handlers:
             return self
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         self._old_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         # Only signals with a handler in Python are written to the pipe.
-        self._old_handlers = {s: signal.signal(s, lambda *_: None) for s in SIGNALS}
+        for number in self._old_handlers:
+            signal.signal(number, lambda *_: None)
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self

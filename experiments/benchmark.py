@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
 from mixmo_jax import config as config_lib
 from mixmo_jax import devices
@@ -269,10 +270,12 @@ def measure_compilation(trainer: Trainer) -> dict[str, float]:
         jax.config.update("jax_compilation_cache_dir", folder)
         for name in ("cold", "cached"):
             jax.clear_caches()
+            compilation_cache.reset_cache()
             start = time.perf_counter()
             compiled = update.lower(state, *call).compile()
             report[f"compile_seconds_{name}"] = time.perf_counter() - start
         jax.config.update("jax_compilation_cache_dir", before)
+        compilation_cache.reset_cache()  # else it goes on in the folder
     memory = compiled.memory_analysis()
     report["program_bytes"] = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     single = call._replace(

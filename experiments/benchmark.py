@@ -52,8 +52,6 @@ PEAKS = {
     "NVIDIA H100": 989e12,
     "NVIDIA H200": 989e12,
 }
-TEST_IMAGES = 2_000
-
 Work = Callable[[float], float]  # runs for about so many seconds; returns images per second
 
 
@@ -128,11 +126,8 @@ def random_dataset(config: ml_collections.ConfigDict) -> Dataset:
         labels = rng.integers(0, num_classes, count).astype(np.int32)
         return Split(rng.integers(0, 256, (count, *shape), np.uint8), labels)
 
-    channels = shape[2]
-    names = tuple(map(str, range(num_classes)))
-    return Dataset(
-        split(count), split(TEST_IMAGES), None, names, (0.5,) * channels, (0.25,) * channels
-    )
+    names, channels = tuple(map(str, range(num_classes))), shape[2]
+    return Dataset(split(count), split(2_000), None, names, (0.5,) * channels, (0.25,) * channels)
 
 
 def create_network(trainer: Trainer) -> Network:
@@ -151,13 +146,9 @@ def create_network(trainer: Trainer) -> Network:
 
 def create_feed_of(trainer: Trainer):
     """The feed as `Trainer.train` creates it."""
-    return create_feed(
-        trainer.config.dataset.placement,
-        trainer.plan_fn,
-        trainer.dataset.train,
-        trainer.steps_per_epoch,
-        trainer.config.steps_per_call,
-    )
+    config, split = trainer.config, trainer.dataset.train
+    placement, steps = config.dataset.placement, config.steps_per_call
+    return create_feed(placement, trainer.plan_fn, split, trainer.steps_per_epoch, steps)
 
 
 def create_update(trainer: Trainer, fetch: Callable, make_batch: Callable) -> Callable:
@@ -288,8 +279,7 @@ def measure_compilation(trainer: Trainer) -> dict[str, float]:
 def peak_flops() -> float:
     """The peak of all devices together, 0 if it is not known."""
     kind = jax.devices()[0].device_kind
-    known = [peak for name, peak in PEAKS.items() if kind.startswith(name)]
-    return known[0] * jax.device_count() if known else 0.0
+    return jax.device_count() * next((p for name, p in PEAKS.items() if kind.startswith(name)), 0)
 
 
 def summarize(values: np.ndarray) -> dict[str, float]:

@@ -70,6 +70,8 @@ def run_command(command: Callable[[], None], interrupted: str = "interrupted") -
     """
     for name in ("asyncio", "absl"):  # Orbax logs tracebacks there of what it raises as well
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _hide_closed_loops
     if jaxlib.__version__ in DEFECTIVE_JAXLIB:
         warn(f"jaxlib {jaxlib.__version__} computes wrong results on CPU; install another version")
     try:
@@ -91,6 +93,12 @@ def run_command(command: Callable[[], None], interrupted: str = "interrupted") -
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
     return 0
+
+
+def _hide_closed_loops(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Prints what could not be raised, but not what TensorStore's threads leave after an error."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 @contextlib.contextmanager

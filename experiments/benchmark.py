@@ -9,7 +9,6 @@ within one process, and a ratio is taken turn by turn. Any field can be set, suc
 
 import argparse
 import itertools
-import json
 import pathlib
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from mixmo_jax import config as config_lib
 from mixmo_jax import devices
 from mixmo_jax.commands import run_command
 from mixmo_jax.datasets import Dataset, Split
+from mixmo_jax.files import write_json
 from mixmo_jax.inference.model import Model, Network
 from mixmo_jax.input_pipeline.batch import gather, planned_indices
 from mixmo_jax.input_pipeline.plan import epoch_order
@@ -68,7 +68,7 @@ def main() -> None:
     report = measure(config, arguments.turns, arguments.seconds)
     print(format_report(report))
     if arguments.output:
-        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+        write_json(arguments.output, report)
 
 
 def measure(config: ml_collections.ConfigDict, turns: int, seconds: float) -> dict:
@@ -253,9 +253,8 @@ def measure_compilation(trainer: Trainer) -> dict[str, float]:
     """Seconds to compile the training program, without and with JAX's persistent cache."""
     feed = create_feed_of(trainer)
     update = create_update(trainer, feed.fetch, trainer.batch_fn)
-    state = trainer.create_state()
-    call = next(iter(feed.calls(state.key, 1)))
-    state = devices.replicate_for_pmap(state)
+    call = next(iter(feed.calls(jax.random.key(0), 1)))
+    state = devices.replicate_for_pmap(trainer.create_state())
     report, before = {}, jax.config.jax_compilation_cache_dir
     with tempfile.TemporaryDirectory() as folder:
         jax.config.update("jax_compilation_cache_dir", folder)

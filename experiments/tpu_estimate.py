@@ -13,7 +13,6 @@ import argparse
 import collections
 import functools
 import importlib.util
-import json
 import math
 import os
 import pathlib
@@ -35,6 +34,7 @@ from mixmo_jax import config as config_lib
 from mixmo_jax.commands import run_command
 from mixmo_jax.devices import AXIS
 from mixmo_jax.errors import InputError
+from mixmo_jax.files import write_json
 from mixmo_jax.input_pipeline.batch import gather, planned_indices
 from mixmo_jax.models import create_model
 from mixmo_jax.training.loop import Trainer
@@ -84,7 +84,7 @@ def main() -> None:
     for name, cycles in expensive_operations(text, arguments.top):
         print(f"  {cycles:>12,}  {name[-120:]}")
     if arguments.output:
-        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+        write_json(arguments.output, report)
 
 
 def compile_training(

@@ -56,8 +56,7 @@ def _train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str,
             state, begun = checkpoints.restore(state)
             _check_extension(trainer, int(state.step), folder)
         workdir.open_run(folder, config, dataset)
-        steps_done = int(state.step) - len(begun.losses)
-        epochs_done = steps_done // trainer.steps_per_epoch
+        epochs_done = trainer.epochs_done(state, begun)
         if epochs_done < config.num_epochs:
             print(f"{folder}: {_describe_start(int(state.step), epochs_done, begun)}", flush=True)
             _run_epochs(trainer, state, begun, folder, checkpoints)
@@ -103,8 +102,7 @@ def _run_epochs(
       Interrupted: if a signal asked to stop.
     """
     config, steps = trainer.config, trainer.steps_per_epoch
-    step = int(state.step)
-    epochs_done = (step - len(begun.losses)) // steps
+    step, epochs_done = int(state.step), trainer.epochs_done(state, begun)
     if trainer.warmup_steps > steps * config.num_epochs / 2:
         warn(
             f"the learning rate rises for {trainer.warmup_steps:,} steps, and the run has "

@@ -9,6 +9,7 @@ import tarfile
 
 import numpy as np
 import pytest
+from hostile_files import Call
 
 from mixmo_jax import config as config_lib
 from mixmo_jax import datasets
@@ -173,16 +174,6 @@ def test_other_counts_than_the_official_are_mentioned(tmp_path, capfd, form):
         f"warning: {path}: train: 35 images, the official archive has 50,000",
         f"warning: {path}: test: 7 images, the official archive has 10,000",
     ]
-
-
-class Call:
-    """Pickled so that loading it would call a function."""
-
-    def __init__(self, function, *args):
-        self.call = function, args
-
-    def __reduce__(self):
-        return self.call
 
 
 def calls(marker: pathlib.Path) -> dict[str, object]:

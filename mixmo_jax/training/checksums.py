@@ -5,7 +5,7 @@ import os
 import pathlib
 
 from mixmo_jax.errors import InputError
-from mixmo_jax.files import reading
+from mixmo_jax.files import open_file, read_text, reading
 
 CHECKSUMS = "SHA256SUMS"
 
@@ -28,7 +28,7 @@ def verify_checksums(folder: pathlib.Path) -> None:
     if not (folder / CHECKSUMS).exists():
         raise InputError(f"{folder}: damaged: {CHECKSUMS} is missing")
     with reading(folder, ValueError):
-        lines = (folder / CHECKSUMS).read_text("utf-8").splitlines()
+        lines = read_text(folder / CHECKSUMS).splitlines()
         expected = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
         names = _names(folder)
         for name in sorted(expected.keys() ^ set(names)):
@@ -46,7 +46,5 @@ def _names(folder: pathlib.Path) -> list[str]:
 
 
 def _digest(file: pathlib.Path) -> str:
-    if not file.is_file():
-        raise InputError(f"{file}: expected a regular file")
-    with file.open("rb") as content:
+    with reading(file), open_file(file) as content:
         return hashlib.file_digest(content, "sha256").hexdigest()

@@ -82,6 +82,10 @@ class Trainer:
         """Returns the train state before the first step."""
         return create_train_state(self.config.seed, self.model, self.tx, self.dataset.image_shape)
 
+    def epochs_done(self, state: TrainState, begun: EpochProgress) -> int:
+        """Returns the number of whole epochs that a state has behind it."""
+        return (int(state.step) - len(begun.losses)) // self.steps_per_epoch
+
     def train(
         self,
         state: TrainState,
@@ -114,7 +118,7 @@ class Trainer:
           InputError: if a checkpoint or the metrics cannot be written.
         """
         config, steps = self.config, self.steps_per_epoch
-        key, first = state.key, (int(state.step) - len(begun.losses)) // steps + 1
+        key, first = state.key, self.epochs_done(state, begun) + 1
         feed = create_feed(
             config.dataset.placement, self.plan_fn, self.dataset.train, steps, config.steps_per_call
         )

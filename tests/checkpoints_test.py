@@ -105,6 +105,11 @@ def test_state_is_restored_bitwise_and_a_key_stays_a_key(saved):
     assert progress.seconds == 1.5
 
 
+def test_steps_of_an_unfinished_epoch_do_not_count(saved):
+    """Two losses are kept, so step 20 is in an epoch that began after step 18."""
+    assert Checkpoints(saved).restore_variables({"params": LIKE["params"]})[0] == 18
+
+
 def test_newest_are_kept_and_abandoned_parts_removed(tmp_path):
     (tmp_path / ".5.part" / "state").mkdir(parents=True)
     with Checkpoints(tmp_path) as checkpoints:

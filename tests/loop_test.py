@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -19,13 +20,14 @@ import pytest
 from mixmo_jax import config as config_lib
 from mixmo_jax import datasets, devices
 from mixmo_jax.datasets import Split
-from mixmo_jax.errors import InputError
+from mixmo_jax.errors import InputError, Interrupted
 from mixmo_jax.evaluate import evaluate_run
 from mixmo_jax.evaluation import metrics
 from mixmo_jax.files import read_json
 from mixmo_jax.input_pipeline import streaming
 from mixmo_jax.runs import metric_writer, plots, terminal, workdir
 from mixmo_jax.runs.metric_writer import RESULTS
+from mixmo_jax.runs.signals import StopSignals
 from mixmo_jax.train import train
 from mixmo_jax.training.checkpoints import BestCheckpoint, Checkpoints, EpochProgress
 from mixmo_jax.training.loop import Trainer
@@ -384,6 +386,20 @@ def test_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path, dataset, monkeyp
     # So does evaluate mode, from the folder alone.
     evaluate_run(parts)
     assert read_json(parts / RESULTS) == results[1]
+
+
+def test_run_stopped_before_its_last_evaluation_is_not_finished(tmp_path, monkeypatch):
+    config = tiny_config("vanilla", "--config.num_epochs=1")
+    monkeypatch.setattr(StopSignals, "received", signal.SIGTERM)
+    answers = itertools.chain([False] * 7, itertools.repeat(True))  # the signal comes in step 7
+    monkeypatch.setattr(StopSignals, "requested", lambda self: next(answers))
+    with pytest.raises(Interrupted, match="stopped after step 7, which is saved"):
+        train(config, tmp_path)
+    with pytest.raises(InputError, match="holds no finished run: 0 of 1 epochs are done"):
+        evaluate_run(tmp_path)
+    monkeypatch.undo()
+    train(config, tmp_path)
+    assert [line["epoch"] for line in metric_writer.read_metrics(tmp_path)] == [1]
 
 
 def test_evaluate_needs_a_finished_run(tmp_path, monkeypatch):

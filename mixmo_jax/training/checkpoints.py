@@ -123,7 +123,8 @@ class Checkpoints:
           like: The form of the variables, `{"params": …, "batch_stats": …}`.
 
         Returns:
-          The training step, and the variables.
+          The training step at the end of the last epoch that was finished, and the variables. An
+          epoch is finished when it was evaluated, too.
 
         Raises:
           InputError: if there is no intact checkpoint, or it is of another network.
@@ -138,7 +139,7 @@ class Checkpoints:
             for path, leaf in jax.tree.leaves_with_path(variables):
                 if not isinstance(leaf, jax.Array):  # Orbax leaves what is missing as it was
                     raise KeyError(f"lacks {jax.tree_util.keystr(path)}")
-            return int(folder.name), variables
+            return int(folder.name) - len(_read_progress(folder).losses), variables
 
         return self._newest_intact(read)
 

@@ -53,6 +53,15 @@ def replicate_for_pmap(tree):
     return jax.tree.map(copy, tree)
 
 
+def axis_positions() -> np.ndarray:
+    """Returns the places of the local devices on the mapped axis, which spans all processes."""
+    if jax.process_count() == 1:
+        return np.arange(jax.local_device_count())
+    count = jax.local_device_count()
+    positions = jax.pmap(lambda _: jax.lax.axis_index(AXIS), AXIS)(shard(np.zeros(count)))
+    return np.asarray(positions)
+
+
 def unreplicate(tree):
     """Returns the first device's copy of a tree that was replicated for pmap."""
     return jax.tree.map(lambda leaf: leaf[0], tree)

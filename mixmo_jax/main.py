@@ -13,15 +13,16 @@ from collections.abc import Sequence
 from absl import flags
 
 from mixmo_jax import config as config_lib
-from mixmo_jax import schema
+from mixmo_jax import processes, schema
 from mixmo_jax.commands import PLUGIN_HELP, import_plugins, run_command
 from mixmo_jax.configs.common import METHODS
 from mixmo_jax.errors import InputError, unknown
 from mixmo_jax.evaluation.ensemble import ENSEMBLES
 from mixmo_jax.files import expand
 
-_OWN_FLAGS = ("config", "workdir", "mode", "plugin", "corruptions", "ensemble", "allow_unfinished")
 _ONLY_EVALUATE = ("corruptions", "ensemble", "allow_unfinished")
+_PROCESSES = ("coordinator_address", "num_processes", "process_id")
+_OWN_FLAGS = ("config", "workdir", "mode", "plugin", *_ONLY_EVALUATE, *_PROCESSES)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,7 +42,8 @@ def main(argv: Sequence[str]) -> int:
 
 def run() -> None:
     """Runs the command line of this process, and ends it."""
-    sys.exit(main(sys.argv))
+    with processes.ending_without_others():
+        sys.exit(main(sys.argv))
 
 
 def _run(argv: Sequence[str]) -> None:
@@ -131,6 +133,17 @@ def _define_flags() -> flags.FlagValues:
         flag_values=values,
     )
     flags.DEFINE_multi_string("plugin", [], PLUGIN_HELP, flag_values=values)
+    flags.DEFINE_string(
+        "coordinator_address",
+        None,
+        "HOST:PORT of the first of several processes that train together, each with this command.",
+        flag_values=values,
+    )
+    for name, text in {
+        "num_processes": "The number of processes that train together.",
+        "process_id": "The number of this process, from 0.",
+    }.items():
+        flags.DEFINE_integer(name, None, text, flag_values=values)
     return values
 
 
@@ -146,6 +159,7 @@ def _train(known: flags.FlagValues, overrides: Sequence[str]) -> None:
     name, config = config_lib.parse(known.config, overrides)
     default = f"runs/{name}-{config.method}-s{config.seed}"
     devices.use_compilation_cache(config.compilation_cache)
+    processes.connect(*(known[flag].value for flag in _PROCESSES))
     train(config, expand(known.workdir or default))
 
 
@@ -157,6 +171,9 @@ def _evaluate(known: flags.FlagValues, overrides: Sequence[str]) -> None:
     folders = split_folders(known.workdir or "")
     if known.config is not None:
         raise InputError("config: --mode=evaluate takes it from the run in --workdir")
+    for flag in _PROCESSES:
+        if known[flag].value is not None:
+            raise InputError(f"{flag}: only for training; one process evaluates")
     if known.corruptions is not None and overrides:
         raise InputError(f"{overrides[0]}: no field matters with --corruptions")
     devices.use_compilation_cache(read_config(folders[0], overrides).compilation_cache)

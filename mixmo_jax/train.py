@@ -2,16 +2,20 @@
 
 import contextlib
 import pathlib
+import signal
 
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
-from mixmo_jax import datasets, evaluate
+from mixmo_jax import config as config_lib
+from mixmo_jax import datasets, evaluate, processes
 from mixmo_jax.datasets import Dataset
 from mixmo_jax.errors import InputError, Interrupted, warn
 from mixmo_jax.input_pipeline.batch import gather, planned_indices
 from mixmo_jax.input_pipeline.plan import epoch_order
+from mixmo_jax.input_pipeline.streaming import is_streamed
 from mixmo_jax.mixing.mixmo import patch_probability
 from mixmo_jax.runs import plots, workdir
 from mixmo_jax.runs.lock import lock
@@ -19,26 +23,29 @@ from mixmo_jax.runs.metric_writer import METRICS, MetricWriter, discard_results,
 from mixmo_jax.runs.signals import StopSignals
 from mixmo_jax.runs.terminal import Progress
 from mixmo_jax.training.checkpoints import BestCheckpoint, Checkpoints, EpochProgress
-from mixmo_jax.training.loop import Trainer
+from mixmo_jax.training.loop import Outputs, Trainer
 from mixmo_jax.training.step import TrainState
 
 
-def train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, float]:
+def train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, float] | None:
     """Trains in a folder, or resumes from its last checkpoint; then evaluates.
 
-    On SIGINT or SIGTERM it finishes the step, saves and raises `Interrupted`.
+    On SIGINT or SIGTERM it finishes the step, saves and raises `Interrupted`. Of several processes
+    (see `processes`) only the first one uses the folder.
 
     Args:
       config: The checked config, see `config.parse`.
       folder: The folder of the run, made if it is not there.
 
     Returns:
-      The final metrics, see `metrics.ensemble_metrics`.
+      The final metrics, see `metrics.ensemble_metrics`; None in all processes but the first.
 
     Raises:
       InputError: if something is wrong with config, data or folder; nothing is written then.
       FloatingPointError: if the loss or a weight is not finite.
     """
+    if not processes.is_first():
+        return _train_along(config)
     with lock(folder):
         return _train(config, folder)
 
@@ -46,6 +53,7 @@ def train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, 
 def _train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, float]:
     workdir.check_run(folder, config)
     dataset = workdir.restore_statistics(folder, datasets.load(config.dataset))
+    dataset = _agree(config, dataset)
     trainer = Trainer(config, dataset)
     counts = [f"{count:,} {split}" for split, count in dataset.num_images.items()]
     classes = f"{dataset.num_classes} classes"
@@ -55,6 +63,7 @@ def _train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str,
         if checkpoints.steps:
             state, begun = checkpoints.restore(state)
             _check_extension(trainer, int(state.step), folder)
+        state, begun = _share(state, begun)
         workdir.open_run(folder, config, dataset)
         epochs_done = trainer.epochs_done(state, begun)
         if epochs_done < config.num_epochs:
@@ -65,6 +74,55 @@ def _train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str,
     if epoch_metrics := read_metrics(folder):  # none in a run of imported variables
         plots.learning_curves(folder / "learning_curves.png", epoch_metrics)
     return evaluate.evaluate_run(folder, dataset=dataset)
+
+
+def _train_along(config: ml_collections.ConfigDict) -> None:
+    """What all processes but the first do of a training run.
+
+    Raises:
+      Interrupted: if a signal asked one of the processes to stop.
+    """
+    trainer = Trainer(config, _agree(config, datasets.load(config.dataset)))
+    state, begun = _share(trainer.create_state(), EpochProgress())
+    with StopSignals() as signals:
+        state, begun = trainer.train(state, begun, outputs=None, stop=signals.requested)
+    if trainer.epochs_done(state, begun) < config.num_epochs:
+        raise Interrupted("stopped", signals.received or signal.SIGTERM)
+
+
+def _agree(config: ml_collections.ConfigDict, dataset: Dataset) -> Dataset:
+    """Returns the dataset as the first process normalizes it; checks that all have the same."""
+    if processes.is_alone():
+        return dataset
+    fields = {
+        name: value
+        for name, value in config_lib.flatten(config).items()
+        if name not in ("dataset.data_dir", "dataset.cache_dir", "compilation_cache")
+    }
+    processes.check_equal(
+        {
+            **fields,
+            "devices": jax.local_device_count(),
+            "images": dataset.num_images,
+            "classes": dataset.class_names,
+            "training images": dataset.train.digest(),
+            "placement": is_streamed(config.dataset.placement, dataset.train.nbytes),
+        }
+    )
+    mean, std = map(tuple, processes.broadcast_json((dataset.mean, dataset.std)))
+    return dataset.replace(mean=mean, std=std)
+
+
+def _share(state: TrainState, begun: EpochProgress) -> tuple[TrainState, EpochProgress]:
+    """Returns the first process's state in all of them."""
+    if processes.is_alone():
+        return state, begun
+    key = state.key
+    plain = processes.broadcast(state.replace(key=jax.random.key_data(key)))
+    shared = jax.random.wrap_key_data(plain.key, impl=jax.random.key_impl(key))
+    losses, seconds = processes.broadcast_json((begun.losses.tolist(), begun.seconds))
+    begun = EpochProgress(np.asarray(losses, np.float32), seconds)
+    return jax.tree.map(jnp.asarray, plain).replace(key=shared), begun
 
 
 def _describe_start(step: int, epochs_done: int, begun: EpochProgress) -> str:
@@ -118,19 +176,13 @@ def _run_epochs(
         _best_checkpoint(trainer.dataset, folder, epochs_done * steps) as best,
         Progress(config.num_epochs, steps, config.batch_size, trainer.schedule, step) as progress,
     ):
-        state = trainer.train(
-            state,
-            begun,
-            checkpoints=checkpoints,
-            best=best,
-            writer=writer,
-            progress=progress,
-            stop=signals.requested,
-        )
-    if signals.received is not None:
+        outputs = Outputs(checkpoints, best, writer, progress)
+        state, begun = trainer.train(state, begun, outputs=outputs, stop=signals.requested)
+    if trainer.epochs_done(state, begun) < config.num_epochs:
         checkpoints.wait()
         where = f"stopped after step {int(state.step):,}, which is saved in {folder}"
-        raise Interrupted(f"{where}; the same command resumes there", signals.received)
+        message = f"{where}; the same command resumes there"
+        raise Interrupted(message, signals.received or signal.SIGTERM)
 
 
 def _mixes_by_patches(config: ml_collections.ConfigDict) -> bool:

@@ -1,6 +1,8 @@
-"""Trains a few steps in float64 on all devices of this process and saves what came out.
+"""Trains a few steps in float64 on all devices and saves what came out.
 
-Run by loop_test.py with different numbers of simulated devices.
+    device_steps.py OUTPUT [COORDINATOR_ADDRESS NUM_PROCESSES PROCESS_ID]
+
+Run by loop_test.py with different numbers of simulated devices and of processes.
 """
 
 import itertools
@@ -12,7 +14,7 @@ import numpy as np
 import tiny  # noqa: F401
 
 from mixmo_jax import config as config_lib
-from mixmo_jax import datasets, devices
+from mixmo_jax import datasets, devices, processes
 from mixmo_jax.evaluation.logits import make_logits_fn
 from mixmo_jax.input_pipeline.streaming import create_feed
 from mixmo_jax.models import NETWORKS
@@ -20,7 +22,9 @@ from mixmo_jax.training.loop import Trainer
 from mixmo_jax.training.step import make_train_step, make_update_fn
 
 
-def main(output: str) -> None:
+def main(output: str, address: str | None = None, *numbers: str) -> None:
+    if address is not None:
+        processes.connect(address, *map(int, numbers))
     _, config = config_lib.parse(
         "digits:cut_mixmo+cutmix", ["--config.model.name=tiny", "--config.optimizer.warmup_steps=1"]
     )
@@ -47,9 +51,8 @@ def main(output: str) -> None:
             arrays[placement + jax.tree_util.keystr(path)] = leaf
     # As many images as no number of devices divides.
     images = trainer.dataset.test.images[:37]
-    arrays["logits"] = make_logits_fn(model, batch_size=10, mean=(0.0,), std=(1.0,))(
-        end.variables, images
-    )
+    logits_fn = make_logits_fn(model, batch_size=10, mean=(0.0,), std=(1.0,))
+    arrays["logits"] = processes.map_rows(lambda rows: logits_fn(end.variables, rows), images)
     np.savez(output, **arrays)
 
 
@@ -74,4 +77,4 @@ def train(trainer, model, state, placement: str):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

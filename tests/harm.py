@@ -1,11 +1,13 @@
 """Runs of the real command that come to harm, and what is compared afterwards."""
 
+import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -21,16 +23,54 @@ FIELDS = (
 )
 
 
-def start(folder: pathlib.Path, *fields: str) -> subprocess.Popen:
-    """Starts the command in a process of its own; its output goes to files beside the folder."""
-    flags = [f"--config.{field}" for field in (*FIELDS, *fields)]
+def start(
+    folder: pathlib.Path, *fields: str, flags: Sequence[str] = (), devices: int | None = None
+) -> subprocess.Popen:
+    """Starts the command in a process of its own; its output goes to files beside the folder.
+
+    Args:
+      folder: The folder of the run.
+      *fields: FIELD=VALUE.
+      flags: Other flags of the command.
+      devices: The number of simulated devices; by default as in this process.
+    """
+    environment = dict(os.environ)
+    if devices is not None:
+        environment["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
+    values = dict(field.split("=", 1) for field in (*FIELDS, *fields))
+    flags = [*(f"--config.{name}={value}" for name, value in values.items()), *flags]
     command = [sys.executable, "-m", "mixmo_jax.main", "--config=digits:cut_mixmo", *flags]
     command.append(f"--plugin={PLUGIN}")
     # A shell lets its background jobs, and so the tests and their processes, ignore SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with out_file(folder).open("w") as out, err_file(folder).open("w") as err:
         command.append(f"--workdir={folder}")
-        return subprocess.Popen(command, stdout=out, stderr=err)
+        return subprocess.Popen(command, stdout=out, stderr=err, env=environment)
+
+
+def start_together(folder: pathlib.Path, *fields: str) -> list[subprocess.Popen]:
+    """Starts two processes with two devices each that train together in a folder.
+
+    The output of the second one goes to files beside `second_folder(folder)`.
+    """
+    address = f"127.0.0.1:{free_port()}"
+    together = [f"--coordinator_address={address}", "--num_processes=2"]
+    return [
+        start(name, *fields, flags=[*together, f"--process_id={index}"], devices=2)
+        for index, name in enumerate([folder, second_folder(folder)])
+    ]
+
+
+def second_folder(folder: pathlib.Path) -> pathlib.Path:
+    """A folder of the second process, which it never makes."""
+    return folder.with_name(f"{folder.name}-second")
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def run(folder: pathlib.Path, *fields: str) -> int:

@@ -77,13 +77,8 @@ def train(folder: pathlib.Path, method: str, placement: str, num_epochs: str) ->
         MetricWriter(folder, 0) as writer,
     ):
         watch = Watch(checkpoints)
-        trainer.train(
-            trainer.create_state(),
-            checkpoints=checkpoints,
-            best=None,
-            writer=writer,
-            progress=watch,
-        )
+        outputs = loop.Outputs(checkpoints, None, writer, watch)
+        trainer.train(trainer.create_state(), outputs=outputs)
     return watch.measured
 
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from harm import free_port
 
 from mixmo_jax import config as config_lib
 from mixmo_jax import datasets, devices
@@ -317,24 +318,32 @@ def test_seed_decides_everything(dataset):
     assert np.all(first != other)
 
 
-def test_eight_devices_train_the_same_network(tmp_path):
-    """In float64 nothing but rounding is left between 1 and 8 devices."""
+def test_eight_devices_and_two_processes_train_the_same_network(tmp_path):
+    """In float64 nothing but rounding is left between 1 and 8 devices, and 2 processes with 2."""
     script = pathlib.Path(__file__).with_name("device_steps.py")
-    outputs, processes = [], []
-    for count in (1, 8):
-        outputs.append(tmp_path / f"{count}.npz")
+    address = f"127.0.0.1:{free_port()}"
+    runs = {
+        "one": (1, ()),
+        "eight": (8, ()),
+        "first": (2, (address, "2", "0")),
+        "second": (2, (address, "2", "1")),
+    }
+    started = []
+    for name, (count, arguments) in runs.items():
         flags = f"--xla_force_host_platform_device_count={count}"
         environment = {**os.environ, "XLA_FLAGS": flags, "JAX_ENABLE_X64": "1"}
-        command = [sys.executable, str(script), str(outputs[-1])]
-        processes.append(subprocess.Popen(command, env=environment))
-    assert [process.wait(timeout=300) for process in processes] == [0, 0]
-    one, eight = (dict(np.load(output)) for output in outputs)
-    assert (one.pop("devices"), eight.pop("devices")) == (1, 8)
+        command = [sys.executable, str(script), str(tmp_path / name), *arguments]
+        started.append(subprocess.Popen(command, env=environment))
+    assert [process.wait(timeout=300) for process in started] == [0] * len(runs)
+    one, *others = (dict(np.load(tmp_path / f"{name}.npz")) for name in runs)
+    assert [arrays.pop("devices") for arrays in (one, *others)] == [1, 8, 4, 4]
     assert one["device_losses"][0] != one["device_losses"][-1]
-    for name in [name for name in eight if name.startswith("host")]:
-        resident = eight[name.replace("host", "device", 1)]
-        chex.assert_trees_all_equal(eight.pop(name), resident)
-    chex.assert_trees_all_close(one, eight, rtol=1e-9, atol=1e-11)
+    for arrays in others:
+        for name in [name for name in arrays if name.startswith("host")]:
+            resident = arrays[name.replace("host", "device", 1)]
+            chex.assert_trees_all_equal(arrays.pop(name), resident)
+        chex.assert_trees_all_close(one, arrays, rtol=1e-9, atol=1e-11)
+    chex.assert_trees_all_equal(*others[1:])
 
 
 def final_state(folder, config, dataset):

@@ -129,6 +129,7 @@ class StreamedFeed:
         except RuntimeError:  # JAX was told to use nothing but the accelerator
             self._host = jax.local_devices()[0]
         self._indices_fn = jax.jit(self._epoch_indices)
+        self._positions = devices.axis_positions()
 
     def fetch(self, resident: None, streamed: RawBatch, plan: BatchPlan) -> RawBatch:
         """Returns the images that were sent."""
@@ -149,9 +150,10 @@ class StreamedFeed:
         start = done
         for length in remaining_lengths(lengths, done):
             part = jax.tree.map(lambda x: x[start : start + length], indices)  # noqa: B023
+            part = jax.tree.map(self._by_device, part)  # [devices, S, M, B / devices]
             shape = tuple(self._split.images.shape[1:])
             raw = gather(self._split.images, self._split.labels, *part, shape)
-            yield Call(None, devices.shard(jax.tree.map(_by_device, raw)), order, length)
+            yield Call(None, devices.shard(raw), order, length)
             start += length
 
     def _epoch_indices(self, key, epoch):
@@ -160,10 +162,16 @@ class StreamedFeed:
         steps = (epoch - 1) * self._steps + jnp.arange(self._steps, dtype=jnp.int32)
         return order, jax.vmap(lambda step: planned_indices(self._plan_fn(key, step, order)))(steps)
 
+    def _by_device(self, index: np.ndarray) -> np.ndarray:
+        """What the local devices take of a batch: [S, M, B] → [devices, S, M, B / devices]."""
+        steps, members, batch = index.shape
+        parts = index.reshape(steps, members, jax.device_count(), batch // jax.device_count())
+        return np.moveaxis(parts, 2, 0)[self._positions]
+
     def _most_steps(self, indices):
         """The number of steps whose images take the bytes of a call."""
         images = sum(x[0].size for x in jax.tree.leaves(indices))
-        step_bytes = images * self._split.nbytes // len(self._split) // jax.local_device_count()
+        step_bytes = images * self._split.nbytes // len(self._split) // jax.device_count()
         return max(1, min(_most_steps(), _BYTES_PER_CALL // step_bytes))
 
 
@@ -184,14 +192,6 @@ def _most_steps():
     """The number of steps of a call where nothing else limits it."""
     # Convolutions inside a loop are many times slower on CPU.
     return 1 if jax.default_backend() == "cpu" else _STEPS_PER_CALL
-
-
-def _by_device(array: np.ndarray) -> np.ndarray:
-    """[S, M, B, …] → [devices, S, M, B / devices, …]."""
-    steps, members, batch, *rest = array.shape
-    count = jax.local_device_count()
-    parts = array.reshape(steps, members, count, batch // count, *rest)
-    return np.ascontiguousarray(np.moveaxis(parts, 2, 0))
 
 
 def _prefetch(items: Iterator) -> Iterator:

@@ -110,9 +110,9 @@ class Checkpoints:
         arguments = ocp.args.StandardRestore(_on_first_device(like))
 
         def read(folder: pathlib.Path) -> tuple[State, EpochProgress]:
-            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            with _checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
                 state = checkpointer.restore(_state_folder(folder).absolute(), args=arguments)
-            return state, _read_progress(folder)
+            return jax.tree.map(_with_key, like, state), _read_progress(folder)
 
         return self._newest_intact(read)
 
@@ -134,7 +134,7 @@ class Checkpoints:
         arguments = ocp.args.PyTreeRestore(like, restore_args=restore_args, partial_restore=True)
 
         def read(folder: pathlib.Path) -> tuple[int, dict]:
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            with _checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
                 variables = checkpointer.restore(_state_folder(folder).absolute(), args=arguments)
             for path, leaf in jax.tree.leaves_with_path(variables):
                 if not isinstance(leaf, jax.Array):  # Orbax leaves what is missing as it was
@@ -240,9 +240,33 @@ class BestCheckpoint(Checkpoints):
 def _write_state(folder: pathlib.Path, state) -> None:
     with (
         writing(folder, ValueError),  # of TensorStore
-        ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer,
+        _checkpointer(ocp.StandardCheckpointHandler()) as checkpointer,
     ):
-        checkpointer.save(folder.absolute(), args=ocp.args.StandardSave(state))
+        # NumPy's arrays: Orbax does not take those of one process of several.
+        arrays = jax.tree.map(lambda leaf: np.asarray(_without_key(leaf)), state)
+        checkpointer.save(folder.absolute(), args=ocp.args.StandardSave(arrays))
+
+
+def _checkpointer(handler: ocp.CheckpointHandler) -> ocp.Checkpointer:
+    """Orbax's checkpointer for the first process alone, which waits for no other."""
+    alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
+def _is_key(leaf) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _without_key(leaf):
+    """The numbers of a typed key; any other array as it is."""
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _with_key(like, leaf):
+    """A typed key of its numbers where `like` has one; versions before 0.2 saved the key itself."""
+    if not _is_key(like) or _is_key(leaf):
+        return leaf
+    return jax.random.wrap_key_data(leaf)
 
 
 def _state_folder(folder: pathlib.Path) -> pathlib.Path:

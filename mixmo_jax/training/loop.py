@@ -4,13 +4,13 @@ import collections
 import contextlib
 import time
 from collections.abc import Callable, Generator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import ml_collections
 import numpy as np
 
-from mixmo_jax import devices
+from mixmo_jax import devices, processes
 from mixmo_jax.datasets import Dataset
 from mixmo_jax.errors import InputError, invalid
 from mixmo_jax.evaluation import metrics
@@ -43,6 +43,15 @@ class ProgressDisplay(Protocol):
         """Counts finished steps; losses are [devices, steps] and there already."""
 
     def end_epoch(self, epoch_metrics: dict) -> None: ...
+
+
+class Outputs(NamedTuple):
+    """Where a training run leaves what comes of it."""
+
+    checkpoints: Checkpoints  # of the run
+    best: BestCheckpoint | None  # takes the best state in validation; None without such a split
+    writer: MetricWriter  # takes the metrics of each epoch
+    progress: ProgressDisplay  # shows them, and the steps as they finish
 
 
 class Trainer:
@@ -91,12 +100,9 @@ class Trainer:
         state: TrainState,
         begun: EpochProgress = EpochProgress(),  # noqa: B008
         *,
-        checkpoints: Checkpoints,
-        best: BestCheckpoint | None,
-        writer: MetricWriter,
-        progress: ProgressDisplay,
+        outputs: Outputs | None,
         stop: Callable[[], bool] = lambda: False,
-    ) -> TrainState:
+    ) -> tuple[TrainState, EpochProgress]:
         """Trains from a state to the end of the last epoch.
 
         The model is evaluated on the validation split; without one, on the test split.
@@ -104,14 +110,13 @@ class Trainer:
         Args:
           state: The train state.
           begun: What the state's epoch has come to, if the state is not at an epoch boundary.
-          checkpoints: The checkpoints of the run.
-          best: Takes the state with the best validation accuracy; None without a validation split.
-          writer: Takes the metrics of each epoch.
-          progress: Shows them, and the steps as they finish.
-          stop: Asked after each call of the update function whether to save and return.
+          outputs: Where it leaves what comes of it; None in all processes but the first.
+          stop: Asked after each call of the update function whether to save and return. All
+            processes stop at the same step if one of them is asked to.
 
         Returns:
-          The state after the last epoch, or where it stopped.
+          The state after the last epoch, or where it stopped; and what an epoch that is not
+          finished has come to, see `epochs_done`.
 
         Raises:
           FloatingPointError: if the loss, a weight or a logit is not finite.
@@ -131,6 +136,8 @@ class Trainer:
         )
         update = make_update_fn(train_step)
         state = devices.replicate_for_pmap(state)
+        progress = outputs and outputs.progress
+        stop = processes.asked_of_all(stop, delay=_CALLS_IN_FLIGHT)
         for epoch in range(first, config.num_epochs + 1):
             calls = feed.calls(key, epoch, len(begun.losses))
             state, begun = self.run_calls(
@@ -139,9 +146,9 @@ class Trainer:
             saved = devices.unreplicate(state)
             if stop():
                 step = (epoch - 1) * steps + len(begun.losses)
-                if step != checkpoints.latest_step:
-                    checkpoints.save(step, saved, begun)
-                return saved
+                if outputs and step != outputs.checkpoints.latest_step:
+                    outputs.checkpoints.save(step, saved, begun)
+                return saved, begun
             losses, seconds = begun
             begun = EpochProgress()
             epoch_metrics = {
@@ -152,19 +159,25 @@ class Trainer:
                 "seconds": seconds,
                 "images_per_second": steps * config.batch_size / seconds,
             }
-            last = epoch == config.num_epochs
-            if last or epoch % config.evaluation.every_epochs == 0:
+            if epoch == config.num_epochs or epoch % config.evaluation.every_epochs == 0:
                 epoch_metrics.update(self._evaluate(saved))
-            writer.write(epoch_metrics)
-            progress.end_epoch(epoch_metrics)
-            if best is not None and "validation" in epoch_metrics:
-                best.offer(epoch * steps, saved, epoch_metrics["validation"]["accuracy"])
-            if last or epoch % config.checkpoint_every_epochs == 0:
-                resumable = checkpoints.latest_step  # certain to be there: saving takes its time
-                checkpoints.save(epoch * steps, saved)
-                if best is not None and resumable is not None:
-                    best.commit(resumable)
-        return devices.unreplicate(state)
+            if outputs:
+                self._end_epoch(epoch_metrics, saved, outputs)
+        return devices.unreplicate(state), begun
+
+    def _end_epoch(self, epoch_metrics: dict, state: TrainState, outputs: Outputs) -> None:
+        """Writes and shows what came of an epoch, and saves the state."""
+        config, (checkpoints, best, writer, progress) = self.config, outputs
+        epoch, step = epoch_metrics["epoch"], epoch_metrics["step"]
+        writer.write(epoch_metrics)
+        progress.end_epoch(epoch_metrics)
+        if best is not None and "validation" in epoch_metrics:
+            best.offer(step, state, epoch_metrics["validation"]["accuracy"])
+        if epoch == config.num_epochs or epoch % config.checkpoint_every_epochs == 0:
+            resumable = checkpoints.latest_step  # certain to be there: saving takes its time
+            checkpoints.save(step, state)
+            if best is not None and resumable is not None:
+                best.commit(resumable)
 
     def run_calls(
         self,
@@ -232,7 +245,9 @@ class Trainer:
         name, split = "test", self.dataset.test
         if self.dataset.validation is not None:
             name, split = "validation", self.dataset.validation
-        logits = self.logits_fn(state.variables, split.images)
+        logits = processes.map_rows(
+            lambda images: self.logits_fn(state.variables, images), split.images
+        )
         if not np.isfinite(logits).all():
             raise FloatingPointError(f"after step {int(state.step)} the logits are not finite")
         ensemble = self.config.evaluation.ensemble
@@ -242,8 +257,6 @@ class Trainer:
 def _check_sizes(trainer: Trainer) -> None:
     """Raises `InputError` unless batch, images and numbers of steps fit together."""
     config, dataset = trainer.config, trainer.dataset
-    if jax.process_count() > 1:
-        raise InputError(f"{jax.process_count()} processes: expected one; more are not supported")
     count = jax.device_count()
     if config.batch_size % count:
         raise invalid("batch_size", config.batch_size, f"a multiple of the {count} devices")

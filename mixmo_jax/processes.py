@@ -1,0 +1,211 @@
+"""Several processes that train one network, one on each host, and what they agree on.
+
+Process 0 alone reads and writes the folder of a run and speaks to the user. The others receive from
+it what they need, so the folder may lie on a disk that only the first host has.
+"""
+
+import collections
+import contextlib
+import json
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from mixmo_jax import devices
+from mixmo_jax.errors import InputError, shortened, warn
+
+# A process that is lost is noticed after this time, and the others end.
+_HEARTBEAT_SECONDS = 30
+# The others wait that long at their end for process 0, which evaluates the run and draws pictures.
+_SHUTDOWN_SECONDS = 3600
+# What errors say that come from the connection between the processes.
+_LOST = re.compile("gloo|nccl|peer|unavailable|deadline_exceeded|aborted", re.IGNORECASE)
+
+
+def connect(
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> None:
+    """Connects this process to the others of its run. To be called before JAX is used.
+
+    Without arguments the others are found as far as JAX knows the cluster: TPU pods, SLURM, Open
+    MPI, Kubernetes. A process that nobody started together with others stays alone.
+
+    Args:
+      coordinator_address: `HOST:PORT` of process 0, the same for all.
+      num_processes: The number of processes.
+      process_id: The number of this process, from 0.
+
+    Raises:
+      InputError: if only some of the arguments are given, or the others cannot be reached.
+    """
+    arguments = (coordinator_address, num_processes, process_id)
+    by_hand = any(value is not None for value in arguments)
+    if by_hand:
+        _check(*arguments)
+    # JAX would take SIGTERM for itself.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            *arguments,
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+        )
+    except (ValueError, RuntimeError, OSError) as error:
+        reason = shortened(str(error).partition("\n")[0])
+        if by_hand:
+            raise InputError(f"coordinator_address={coordinator_address}: {reason}") from error
+        # A ValueError says that there is no cluster, the other that JAX has been used already.
+        if not isinstance(error, ValueError) and "before any JAX" not in reason:
+            warn(f"other processes, if there are any, cannot be reached: {reason}")
+
+
+def _check(address: str | None, count: int | None, index: int | None) -> None:
+    names = ("coordinator_address", "num_processes", "process_id")
+    for name, value in zip(names, (address, count, index), strict=True):
+        if value is None:
+            raise InputError(f"{name}: missing; {', '.join(names)} belong together")
+    _, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit():
+        raise InputError(f"coordinator_address={address}: expected HOST:PORT")
+    if not 0 <= index < count:
+        raise InputError(f"process_id={index}: expected 0 to num_processes - 1 = {count - 1}")
+
+
+def is_first() -> bool:
+    """Returns whether this is process 0, which reads, writes and speaks for all."""
+    return jax.process_index() == 0
+
+
+def is_alone() -> bool:
+    """Returns whether this is the only process."""
+    return jax.process_count() == 1
+
+
+def broadcast(tree):
+    """Returns process 0's arrays in all processes, bit for bit.
+
+    Args:
+      tree: A tree of arrays, of the same shapes and dtypes in all processes.
+    """
+    if is_alone():
+        return tree
+    values, treedef = jax.tree.flatten(tree)
+    values = [np.asarray(value) for value in values]
+    # As bytes: a sum over the processes, which it is on the way, would turn -0.0 into 0.0.
+    data = [np.frombuffer(value.tobytes(), np.uint8) for value in values]
+    data = multihost_utils.broadcast_one_to_all(data)
+    received = [
+        np.frombuffer(np.asarray(d).tobytes(), v.dtype).reshape(v.shape)
+        for d, v in zip(data, values, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, received)
+
+
+def broadcast_json(value):
+    """Returns process 0's value, anything that JSON can hold, in all processes."""
+    if is_alone():
+        return value
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    if not is_first():
+        data = data[:0]
+    size = int(broadcast(np.int32(data.size)))
+    data = broadcast(np.resize(data, size) if data.size else np.zeros(size, np.uint8))
+    return json.loads(data.tobytes())
+
+
+def check_equal(description: dict[str, object]) -> None:
+    """Checks that all processes were started alike.
+
+    Args:
+      description: What must be equal, by the names by which a user knows it; JSON can hold it.
+
+    Raises:
+      InputError: in each process that differs from process 0.
+    """
+    first = broadcast_json(description)
+    own = json.loads(json.dumps(description))
+    differences = [
+        f"{name}={shortened(str(own[name]))} (process 0: {shortened(str(first[name]))})"
+        for name in own
+        if own[name] != first[name]
+    ]
+    if differences:
+        which = f"process {jax.process_index()} differs from process 0"
+        raise InputError(f"{which}: {', '.join(differences)}")
+
+
+def map_rows(function: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> np.ndarray:
+    """Computes a function of rows, each process its part of them, and gathers the results.
+
+    Args:
+      function: `[n, …] → [n, …]`, row by row, for any n >= 1.
+      rows: [N, …], the same in all processes; N >= 1.
+
+    Returns:
+      The results [N, …], in all processes.
+    """
+    if is_alone():
+        return function(rows)
+    size = -(-len(rows) // jax.process_count())
+    part = (jax.process_index() * size + np.arange(size)) % len(rows)  # equally many for all
+    results = multihost_utils.process_allgather(function(rows[part]))  # [processes, size, …]
+    return np.asarray(results).reshape(-1, *results.shape[2:])[: len(rows)]
+
+
+def asked_of_all(question: Callable[[], bool], delay: int) -> Callable[[], bool]:
+    """Returns a question that all processes ask equally often, to which they get one answer.
+
+    Args:
+      question: Asked of this process.
+      delay: The number of questions by which the answers lag behind, so that nobody waits.
+
+    Returns:
+      A function that returns whether the answer was yes in any process, `delay` questions ago or
+      before. A process that is alone gets its answer at once.
+    """
+    if is_alone():
+        return question
+    any_fn = jax.pmap(lambda flag: jax.lax.pmax(flag, devices.AXIS), devices.AXIS)
+    pending, answer = collections.deque(), False
+
+    def ask() -> bool:
+        nonlocal answer
+        flags = np.full(jax.local_device_count(), question(), np.int32)
+        pending.append(any_fn(devices.shard(flags)))
+        if len(pending) > delay:
+            answer |= bool(pending.popleft()[0])
+        return answer
+
+    return ask
+
+
+@contextlib.contextmanager
+def ending_without_others() -> Iterator[None]:
+    """Ends this process if it fails; the others notice, and end too.
+
+    Python would wait at its exit until all processes arrive there.
+    """
+    try:
+        yield
+    except BaseException as error:
+        status = error.code if isinstance(error, SystemExit) else 1
+        if not status or not jax.distributed.is_initialized():
+            raise
+        if isinstance(error, jax.errors.JaxRuntimeError) and _LOST.search(str(error)):
+            reason = shortened(str(error).partition("\n")[0])
+            print(
+                f"error: another process has ended or cannot be reached: {reason}", file=sys.stderr
+            )
+        elif not isinstance(error, SystemExit):
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)

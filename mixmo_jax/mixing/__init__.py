@@ -5,19 +5,25 @@ write a function like those in `masks.py` and add a line here, or one to the dic
 of your own.
 """
 
-from mixmo_jax.errors import unknown
+from mixmo_jax.errors import InputError, unknown
 from mixmo_jax.mixing.masks import MaskFn, cutmix_mask, linear_mask
 
-MASKS: dict[str, MaskFn] = {"linear": linear_mask, "cutmix": cutmix_mask}
+MASKS: dict[str, MaskFn] = {
+    "linear": linear_mask,
+    "cutmix": cutmix_mask,
+}
 
 # Pixel mixing has a name of its own for the constant mask.
 MSDA_ALIASES = {"mixup": "linear"}
 
+# Those that cut only channels do not mix pixels, all channels of which have one mask.
+CHANNEL_MASKS: set[str] = set()
+
 
 def msda_methods() -> list[str]:
     """Returns the names that `msda.method` takes besides "none"."""
-    renamed = MSDA_ALIASES.values()
-    return [*MSDA_ALIASES, *(name for name in MASKS if name not in renamed)]
+    left_out = {*MSDA_ALIASES.values(), *CHANNEL_MASKS}
+    return [*MSDA_ALIASES, *(name for name in MASKS if name not in left_out)]
 
 
 def get_mask_fn(name: str) -> MaskFn:
@@ -32,3 +38,17 @@ def get_mask_fn(name: str) -> MaskFn:
             "mask function", name, [*MASKS, *MSDA_ALIASES], where="mixmo_jax.mixing.MASKS"
         )
     return MASKS[name]
+
+
+def get_msda_fn(name: str) -> MaskFn:
+    """Returns the mask function of a name for the mixing of pixels.
+
+    Raises:
+      InputError: if no mask function is registered under the name, or if it cuts only channels.
+    """
+    if name in CHANNEL_MASKS:
+        raise InputError(
+            f"{name}: it cuts only channels, which the mixing of pixels does not; expected one of "
+            + ", ".join(msda_methods())
+        )
+    return get_mask_fn(name)

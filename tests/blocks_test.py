@@ -1,4 +1,4 @@
-"""Tests of the mixing blocks of the study: what their masks show in expectation, and gradients."""
+"""Tests of the mixing blocks of the study: what their masks are, and show in expectation."""
 
 import functools
 
@@ -6,16 +6,12 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from hypothesis import strategies as st
 from properties import draws, for_all
 
 from mixmo_jax.mixing import MASKS
 from mixmo_jax.mixing.blocks import blob_mask, block_mask, cut
-from mixmo_jax.mixing.mixmo import loss_weights, mix_features, mixmo_masks
-from mixmo_jax.models import NETWORKS
-from mixmo_jax.training.losses import weighted_cross_entropy
 
 # A mean may differ from its expectation by this many standard errors: less than one in a million.
 MAX_ERRORS = 5
@@ -30,8 +26,6 @@ RATIOS = (
     (0.5, 0.0, 0.5),
     (0.13, 0.07, 0.4, 0.1, 0.3),
 )
-
-draw_masks = jax.jit(mixmo_masks, static_argnames=("block", "shape"))
 
 
 @functools.partial(jax.jit, static_argnames=("name", "shape"))
@@ -72,7 +66,7 @@ def requests(draw):
     return jnp.asarray(ratios, dtype), shape
 
 
-@draws(8, 300)
+@draws(8, 60)
 @pytest.mark.parametrize("name", MASKS)
 def test_masks_are_shares_of_any_size_and_dtype(name, count):
     @for_all(count, requests(), st.integers(0, 2**32 - 1))
@@ -86,7 +80,7 @@ def test_masks_are_shares_of_any_size_and_dtype(name, count):
         # M summands are rounded to half a unit in the last place each, and so were M ratios.
         tolerance = len(ratios) * float(jnp.finfo(ratios.dtype).eps)
         np.testing.assert_allclose(masks.sum(0), 1, atol=tolerance)
-        if name in TIED:  # rows of no ratio are empty
+        if name in TIED:  # a role without a ratio has an empty mask
             assert (masks[np.asarray(ratios) == 0] == 0).all()
 
 
@@ -224,74 +218,3 @@ def test_one_trace_serves_a_batch_and_all_its_ratios(name):
         chex.assert_tree_all_finite(
             draw(jax.random.key(seed), jnp.tile(jnp.array(ratios)[:, None], 6))
         )
-
-
-@pytest.mark.parametrize("name", MASKS)
-def test_gradients_reach_every_encoder_that_has_a_part(name):
-    """A role with the whole ratio leaves empty masks: no gradient for the others, and no NaN."""
-    ratios = jnp.array([[0.4, 0.3, 0.3], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]).T  # [M, B]
-    keys = jax.random.split(jax.random.key(1), 3)
-    masks = draw_masks(ratios, keys, jnp.arange(3), jnp.array(True), block=name, shape=(8, 8, 6))
-    images = jax.random.normal(jax.random.key(2), (3, 3, 8, 8, 2))
-
-    @jax.jit
-    def gradients(kernels, masks):
-        def loss(kernels):  # [M, C, F]
-            weights = loss_weights(masks, 3.0)  # [M, B]
-            mixed = mix_features(jnp.einsum("mbhwc,mcf->mbhwf", images, kernels), masks)
-            return (weights.sum(0) * (mixed**2).mean((1, 2, 3))).sum(), weights
-
-        return jax.grad(loss, has_aux=True)(kernels)
-
-    grads, weights = gradients(jnp.ones((3, 2, 6)), masks)
-    chex.assert_tree_all_finite((grads, weights))
-    chex.assert_trees_all_close(weights.mean(0), jnp.ones(3), atol=1e-6)
-    assert (abs(grads).max((1, 2)) > 0).all()
-    empty = masks.at[0].set(0).at[1].set(1).at[2].set(0)
-    grads, weights = gradients(jnp.ones((3, 2, 6)), empty)
-    chex.assert_tree_all_finite((grads, weights))
-    chex.assert_trees_all_equal(abs(grads).max((1, 2)) > 0, jnp.array([False, True, False]))
-
-
-@pytest.mark.parametrize("num_members", [2, 3, 4, 5])
-def test_every_block_trains_members_that_differ(num_members):
-    """A few steps of the tiny network lower the loss of every block; one program for all blocks."""
-    model = NETWORKS["tiny"](depth=10, width=1, num_members=num_members, num_classes=2)
-    images = jax.random.normal(jax.random.key(0), (num_members, 16, 8, 8, 1))
-    targets = jax.nn.one_hot((images.mean((2, 3, 4)) > 0).astype(int), 2)  # [M, B, K]
-    ratios = jax.random.dirichlet(jax.random.key(1), jnp.full(num_members, 2.0), (16,)).T
-    start = jax.jit(functools.partial(model.init, train=False))(jax.random.key(2), images[0])
-    tx = optax.sgd(0.05)
-    chex.clear_trace_counter()
-
-    @jax.jit
-    @chex.assert_max_traces(1)
-    def step(params, masks):
-        def loss_fn(params):
-            variables = {**start, "params": params}
-            logits, _ = model.apply(variables, images, masks, train=True, mutable=["batch_stats"])
-            return weighted_cross_entropy(logits, targets, loss_weights(masks, 3.0))
-
-        loss, grads = jax.value_and_grad(loss_fn)(params)
-        updates, _ = tx.update(grads, tx.init(params))
-        return optax.apply_updates(params, updates), loss
-
-    @jax.jit
-    def predict(params):
-        return model.apply({**start, "params": params}, images[0], train=False)
-
-    trained = {}
-    for block in MASKS:
-        keys, index = jax.random.split(jax.random.key(3), 16), jnp.arange(num_members)
-        shape = model.stem_shape(8, 8)
-        masks = draw_masks(ratios, keys, index, jnp.array(True), block=block, shape=shape)
-        masks = jnp.broadcast_to(masks, (num_members, 16, *shape))
-        params, losses = start["params"], []
-        for _ in range(6):
-            params, loss = step(params, masks)
-            losses.append(float(loss))
-        assert np.isfinite(losses).all() and losses[-1] < losses[0], block
-        logits = predict(params)  # [M, B, K]
-        assert (np.ptp(np.asarray(logits), axis=0) > 1e-3).all(), block
-        trained[block] = np.asarray(jax.tree.leaves(params)[0]).tobytes()
-    assert len(set(trained.values())) == len(MASKS)

@@ -51,6 +51,8 @@ def get_config(method: str = DEFAULT_METHOD) -> ml_collections.ConfigDict:
 
     config.mixmo = ml_collections.ConfigDict()
     # A name in mixmo_jax.mixing.MASKS. "cutmix": rectangular patches, as CutMix does with pixels.
+    # Others: "rows", "columns", "channels", "random_channels", "noise", "cow", "patchup_hard",
+    # "patchup_soft", "patchup_2d".
     config.mixmo.block = "linear"
     config.mixmo.patch_prob = 0.5  # p: fraction of the batches that the block mixes; others: linear
     # After this fraction of the run, patch_prob falls linearly to 0 at the last epoch.
@@ -60,7 +62,8 @@ def get_config(method: str = DEFAULT_METHOD) -> ml_collections.ConfigDict:
     config.mixmo.weight_root = 3.0
 
     config.msda = ml_collections.ConfigDict()  # mixing of pixels, before the encoders
-    config.msda.method = "none"  # or "mixup", "cutmix", or another name in mixmo_jax.mixing.MASKS
+    # Or "mixup", "cutmix", or another name in mixmo_jax.mixing.MASKS that does not cut channels.
+    config.msda.method = "none"
     config.msda.beta = 1.0  # the ratio is drawn from Beta(beta, beta)
     config.msda.prob = 0.5  # fraction of the images that are mixed
 

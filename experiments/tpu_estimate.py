@@ -188,7 +188,7 @@ def model_flops(trainer: Trainer) -> float:
     model = create_model(config.model, trainer.dataset.num_classes)
     like = jax.eval_shape(trainer.create_state).variables
     images = jax.ShapeDtypeStruct((model.num_members, config.batch_size, *shape), jnp.float32)
-    stem = model.stem_shape(*shape[:2])
+    stem = model.stem_shape(*shape[:2])[:2]
     masks = jax.ShapeDtypeStruct((*images.shape[:2], *stem, 1), jnp.float32)
 
     def loss(params, batch_stats, images, masks):

@@ -11,12 +11,13 @@ from reference import GOLDENS
 from scipy import stats
 
 from mixmo_jax.errors import InputError
-from mixmo_jax.mixing import MASKS, MSDA_ALIASES, msda_methods
+from mixmo_jax.mixing import CHANNEL_MASKS, MASKS, MSDA_ALIASES, msda_methods
 from mixmo_jax.mixing.masks import box_mask
 from mixmo_jax.mixing.mixmo import mixmo_masks
 from mixmo_jax.mixing.msda import msda_masks
 
 SIZE = 32
+SHAPE = (12, 20, 3)
 # A difference of two samples may be this many of its standard errors: less than one in a million.
 MAX_ERRORS = 5
 # The least p-value of a goodness-of-fit test. The keys are fixed, so a test passes always or never.
@@ -31,9 +32,10 @@ def boxes(ratios, centers, shape, dtype=jnp.float32):
 
 @functools.partial(jax.jit, static_argnames=("name", "shape"))
 def masks_of(name, keys, ratios, shape):
-    """The masks [M, N, h, w] that a registered function draws for keys [N] and ratios [M, N]."""
+    """The masks [M, N, h, w, F] of a registered function for keys [N] and ratios [M, N]."""
     mask_fn = functools.partial(MASKS[name], shape=shape)
-    return jax.vmap(mask_fn, in_axes=(0, 1), out_axes=1)(keys, ratios)
+    masks = jax.vmap(mask_fn, in_axes=(0, 1), out_axes=1)(keys, ratios)
+    return jnp.broadcast_to(masks, (*ratios.shape, *shape))
 
 
 def golden(name):
@@ -52,7 +54,7 @@ def random_masks(name, num_members):
     ratios = np.concatenate([rng.dirichlet([2] * num_members, 40), np.eye(num_members)]).T
     ratios = jnp.asarray(ratios, jnp.float32)
     keys = jax.random.split(jax.random.key(0), ratios.shape[1])
-    return masks_of(name, keys, ratios, (12, 20)), ratios
+    return masks_of(name, keys, ratios, SHAPE), ratios
 
 
 def stripes(key, ratios, shape):
@@ -61,7 +63,7 @@ def stripes(key, ratios, shape):
     ends = jnp.round(jnp.cumsum(ratios) * shape[1]).astype(jnp.int32)
     role = jnp.searchsorted(ends[:-1], jnp.roll(jnp.arange(shape[1]), shift), side="right")
     masks = role[None] == jnp.arange(len(ratios))[:, None]  # [M, w]
-    return jnp.broadcast_to(masks[:, None], (len(ratios), *shape)).astype(ratios.dtype)
+    return masks[:, None, :, None].astype(ratios.dtype)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +73,8 @@ def draws():
     def draw(key):
         ratio_key, mask_key = jax.random.split(key)
         ratios = jax.random.dirichlet(ratio_key, jnp.full(2, 2.0), (2000,)).T
-        masks = masks_of("cutmix", jax.random.split(mask_key, 2000), ratios, (SIZE, SIZE))[0]
+        keys = jax.random.split(mask_key, 2000)
+        masks = masks_of("cutmix", keys, ratios, (SIZE, SIZE, 1))[0, ..., 0]
         return ratios[0], masks.mean((1, 2)), masks.mean(0)
 
     keys = jax.random.split(jax.random.key(0), 100)
@@ -182,7 +185,7 @@ def test_coverage_of_every_cell(draws):
 def test_masks_are_shares_that_sum_to_one(name, num_members):
     """Of every registered function, also where a ratio is 0 or 1."""
     masks, ratios = random_masks(name, num_members)
-    chex.assert_shape(masks, (*ratios.shape, 12, 20))
+    chex.assert_shape(masks, (*ratios.shape, *SHAPE))
     assert masks.dtype == ratios.dtype
     chex.assert_tree_all_finite(masks)
     assert masks.min() >= 0
@@ -193,8 +196,8 @@ def test_masks_are_shares_that_sum_to_one(name, num_members):
 @pytest.mark.parametrize("num_members", [2, 3, 4])
 def test_linear_masks_are_the_ratios_everywhere(num_members):
     masks, ratios = random_masks("linear", num_members)
-    chex.assert_trees_all_equal(masks.min((2, 3)), ratios)
-    chex.assert_trees_all_equal(masks.max((2, 3)), ratios)
+    chex.assert_trees_all_equal(masks.min((2, 3, 4)), ratios)
+    chex.assert_trees_all_equal(masks.max((2, 3, 4)), ratios)
 
 
 @pytest.mark.parametrize("num_members", [2, 3, 4])
@@ -204,7 +207,7 @@ def test_cutmix_masks_share_what_is_outside_the_box_in_proportion(num_members):
     assert set(np.unique(box)) == {0, 1}
     sampled = ratios[0] < 1
     shares = ratios[1:, sampled] / ratios[1:, sampled].sum(0)
-    expected = shares[..., None, None] * (1 - box[sampled])
+    expected = shares[..., None, None, None] * (1 - box[sampled])
     chex.assert_trees_all_close(masks[1:, sampled], expected, atol=1e-6)
 
 
@@ -224,7 +227,7 @@ def test_masks_follow_from_their_key(name):
     """Every sample's masks are drawn from its own key alone, whatever the batch around it."""
     masks, ratios = random_masks(name, 3)
     keys = jax.random.split(jax.random.key(0), ratios.shape[1])
-    part = masks_of(name, keys[5:8], ratios[:, 5:8], (12, 20))
+    part = masks_of(name, keys[5:8], ratios[:, 5:8], SHAPE)
     chex.assert_trees_all_equal(part, masks[:, 5:8])
 
 
@@ -233,7 +236,7 @@ def draw_mixmo_masks(block, num_members=3, use_patch=True):
     ratios = jax.random.dirichlet(jax.random.key(0), jnp.full(num_members, 2.0), (16,)).T
     keys = jax.random.split(jax.random.key(1), 16)
     order = jnp.arange(num_members)
-    masks = mixmo_masks(ratios, keys, order, jnp.array(use_patch), block=block, shape=(12, 20))
+    masks = mixmo_masks(ratios, keys, order, jnp.array(use_patch), block=block, shape=SHAPE)
     return masks, ratios
 
 
@@ -265,7 +268,7 @@ def test_a_registered_function_serves_both_kinds_of_mixing(monkeypatch):
     assert "stripes" in msda_methods()
     masks, ratios = draw_mixmo_masks("stripes")
     assert set(np.unique(masks)) == {0, 1}
-    chex.assert_trees_all_equal(masks.sum(0), jnp.ones((16, 12, 20, 1)))
+    chex.assert_trees_all_equal(masks.sum(0), jnp.ones((16, 1, 20, 1)))
     chex.assert_trees_all_close(masks.mean((2, 3, 4)), ratios, atol=1 / 20)
     pixel_masks, ratios = draw_msda_masks("stripes")
     assert set(np.unique(pixel_masks)) == {0, 1}
@@ -274,12 +277,20 @@ def test_a_registered_function_serves_both_kinds_of_mixing(monkeypatch):
     chex.assert_trees_all_equal(means[:, 1::2], jnp.ones((2, 8)))
 
 
-def test_every_name_but_none_is_a_method_of_pixel_mixing():
-    assert {MSDA_ALIASES.get(name, name) for name in msda_methods()} == set(MASKS)
+def test_every_function_but_those_of_channels_is_a_method_of_pixel_mixing():
+    names = {MSDA_ALIASES.get(name, name) for name in msda_methods()}
+    assert names == set(MASKS) - CHANNEL_MASKS
     for name in msda_methods():
-        masks, _ = draw_msda_masks(name)
+        masks, ratios = draw_msda_masks(name)
         assert (masks[:, 1::2] == 1).all()
-        assert (masks[:, ::2].mean((2, 3, 4)) < 1).all()
+        means = masks[:, ::2].mean((2, 3, 4))
+        assert (means[ratios[:, ::2] < 1 - 1 / 12] < 1).all()  # else it may be all of 12 rows
+
+
+@pytest.mark.parametrize("name", sorted(CHANNEL_MASKS))
+def test_channels_are_no_method_of_pixel_mixing(name):
+    with pytest.raises(InputError, match=f"^{name}: it cuts only channels"):
+        draw_msda_masks(name)
 
 
 def test_mixup_is_the_constant_mask():

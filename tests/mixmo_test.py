@@ -17,7 +17,7 @@ from mixmo_jax.mixing import MASKS
 from mixmo_jax.mixing.masks import box_mask, fill_complement
 from mixmo_jax.mixing.mixmo import loss_weights, mix_features, mixmo_masks, patch_probability
 
-SHAPE = (8, 8)
+SHAPE = (8, 8, 5)
 
 draw_masks = jax.jit(mixmo_masks, static_argnames=("block", "shape"))
 
@@ -43,11 +43,11 @@ def masks_of(num_members, block, *, use_patch=True, mask_index=None):
 
 def constant_masks(ratios):
     """Masks that are their ratios [M, B] everywhere."""
-    return jnp.broadcast_to(ratios[:, :, None, None, None], (*ratios.shape, *SHAPE, 1))
+    return ratios[:, :, None, None, None]
 
 
 def random_features(*members):
-    return jnp.asarray(np.random.default_rng(0).standard_normal((*members, 16, *SHAPE, 5)))
+    return jnp.asarray(np.random.default_rng(0).standard_normal((*members, 16, *SHAPE)))
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_loss_weights_average_to_one(num_members, root):
 
 def test_loss_weights_of_an_infinite_root_are_equal():
     """Also where a member's mask is empty."""
-    masks = jnp.stack([jnp.zeros((4, *SHAPE, 1)), jnp.ones((4, *SHAPE, 1))])
+    masks = jnp.stack([jnp.zeros((4, *SHAPE)), jnp.ones((4, *SHAPE))])
     chex.assert_trees_all_equal(loss_weights(masks, float("inf")), jnp.ones((2, 4)))
     chex.assert_trees_all_equal(
         loss_weights(masks, 3.0), jnp.broadcast_to(jnp.array([[0.0], [2.0]]), (2, 4))
@@ -132,7 +132,7 @@ def test_patch_probability_falls_from_where_it_shall(until):
 @pytest.mark.parametrize("block", MASKS)
 def test_single_member_has_masks_of_ones(block, use_patch):
     masks = masks_of(1, block, use_patch=use_patch)
-    chex.assert_trees_all_equal(masks, jnp.ones((1, 16, *SHAPE, 1)))
+    chex.assert_trees_all_equal(masks, jnp.ones((1, 16, 1, 1, 1)))
 
 
 @pytest.mark.parametrize("num_members", [2, 3])
@@ -147,19 +147,19 @@ def test_linear_block_never_uses_patches(num_members):
 def test_block_draws_each_sample_by_its_key_when_the_batch_is_mixed_by_patches(block, num_members):
     masks = masks_of(num_members, block)
     for b, (key, ratios) in enumerate(zip(mask_keys(), random_ratios(num_members).T, strict=True)):
-        expected = MASKS[block](key, ratios, SHAPE)[..., None]
+        expected = MASKS[block](key, ratios, SHAPE)
         chex.assert_trees_all_close(masks[:, b], expected, atol=1e-6)
-    chex.assert_trees_all_equal(
-        masks_of(num_members, block, use_patch=False), masks_of(num_members, "linear")
-    )
+    linear = masks_of(num_members, block, use_patch=False)
+    expected = jnp.broadcast_to(masks_of(num_members, "linear"), linear.shape)
+    chex.assert_trees_all_equal(linear, expected)
 
 
 @pytest.mark.parametrize("num_members", [2, 3])
 def test_cutmix_block_shows_boxes_around_uniform_centers(num_members):
     masks = masks_of(num_members, "cutmix")
     for b, (key, ratios) in enumerate(zip(mask_keys(), random_ratios(num_members).T, strict=True)):
-        box = box_mask(ratios[0], jax.random.uniform(key, (2,)), SHAPE)
-        expected = fill_complement(box, ratios)[..., None]
+        box = box_mask(ratios[0], jax.random.uniform(key, (2,)), SHAPE[:2])
+        expected = fill_complement(box[..., None], ratios)
         chex.assert_trees_all_close(masks[:, b], expected, atol=1e-6)
 
 

@@ -100,7 +100,7 @@ class Golden:
     def norm_outputs(self):
         """The shapes of the outputs of all BatchNorms in training."""
         images = jnp.zeros((self.num_members, 8, self.size, self.size, 3), self.dtype)
-        masks = jnp.ones((self.num_members, 8, *self.model.stem_shape(self.size, self.size), 1))
+        masks = jnp.ones((self.num_members, 8, *self.model.stem_shape(self.size, self.size)[:2], 1))
         _, captured = jax.eval_shape(
             lambda: self.model.apply(
                 self.variables,
@@ -320,7 +320,7 @@ def test_products_have_the_precision_of_their_dtype(build, depth, dtype):
     """float32 is not rounded to bfloat16 or TF32 on the way, and heads always are float32."""
     network = build(depth=depth, width=1, num_members=2, num_classes=10, dtype=jnp.dtype(dtype))
     images = jax.ShapeDtypeStruct((2, 4, 16, 16, 3), np.float32)
-    masks = jax.ShapeDtypeStruct((2, 4, *network.stem_shape(16, 16), 1), np.float32)
+    masks = jax.ShapeDtypeStruct((2, 4, *network.stem_shape(16, 16)[:2], 1), np.float32)
 
     def train(images, masks):
         variables = network.init(jax.random.key(0), images[0], train=False)

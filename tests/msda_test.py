@@ -1,5 +1,7 @@
 """Tests of the pixel mixing, alone and together with the masks of MixMo."""
 
+import itertools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -89,7 +91,7 @@ def draws():
             plan.mask_index,
             plan.use_patch,
             block="cutmix",
-            shape=(SIZE, SIZE),
+            shape=(SIZE, SIZE, 1),
         )
         msda = plan.msda
         pixels = draw_masks(
@@ -175,6 +177,18 @@ def test_visible_ratio_equals_loops():
         expected[m, b] = (np.reshape(cells, (8, 4)) * mask).sum() / mask.sum()
     actual = np.asarray(visible_ratio_of(pixels, masks), np.float64)
     chex.assert_trees_all_close(actual, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("axes", list(itertools.product((False, True), repeat=3)))
+@pytest.mark.parametrize("pixels", [(8, 16), (1, 16), (8, 1), (1, 1)])
+def test_visible_ratio_of_masks_with_axes_of_one(pixels, axes):
+    """It is that of the same masks in full: rows, columns, channels, constants, and images' too."""
+    rng = np.random.default_rng(0)
+    shape = [side if full else 1 for side, full in zip((4, 8, 3), axes, strict=True)]
+    masks = jnp.asarray(rng.uniform(size=(2, 20, *shape)), jnp.float32).at[0, 0].set(0)
+    pixels = jnp.asarray(rng.uniform(size=(2, 20, *pixels, 1)), jnp.float32)
+    full = (jnp.broadcast_to(pixels, (2, 20, 8, 16, 1)), jnp.broadcast_to(masks, (2, 20, 4, 8, 3)))
+    chex.assert_trees_all_close(visible_ratio(pixels, masks), visible_ratio(*full), atol=1e-6)
 
 
 def test_mean_and_variance_of_the_share(draws, reference):
@@ -325,7 +339,7 @@ def test_only_the_samples_of_the_plan_are_mixed():
     ratios, keys, mixed = pixel_ratios(2).values()
     mixed = mixed.at[:, ::2].set(False)
     masks = draw_masks(ratios, keys, mixed, method="mixup", shape=(16, 16))
-    chex.assert_trees_all_equal(masks[:, ::2], jnp.ones((2, 10, 16, 16, 1)))
+    chex.assert_trees_all_equal(masks[:, ::2], jnp.ones((2, 10, 1, 1, 1)))
     chex.assert_trees_all_equal(masks[:, 1::2].min((2, 3, 4)), ratios[:, 1::2])
     chex.assert_trees_all_equal(masks[:, 1::2].max((2, 3, 4)), ratios[:, 1::2])
 

@@ -72,7 +72,10 @@ OTHERS = {
     "model.name": (st.sampled_from(sorted(NETWORKS)), (*NO_TEXTS, "", "vgg")),
     "model.dtype": (st.sampled_from(("auto", "float32", "bfloat16")), (*NO_TEXTS, "int8")),
     "mixmo.block": (st.sampled_from(sorted(MASKS)), (*NO_TEXTS, "", "none", "mixup")),
-    "msda.method": (st.sampled_from(["none", *msda_methods()]), (*NO_TEXTS, "", "linear")),
+    "msda.method": (
+        st.sampled_from(["none", *msda_methods()]),
+        (*NO_TEXTS, "", "linear", "channels"),
+    ),
     "dataset.name": (st.sampled_from(sorted(DATASETS)), (*NO_TEXTS, "", "mnist")),
     "dataset.data_dir": (st.sampled_from(("", "/a b", "~", "é\n")), (*NO_TEXTS, "\0", "\ud800")),
     "dataset.cache_dir": (st.sampled_from(("", "~nobody/x")), (*NO_TEXTS, "a\0b", "\udfff/")),

@@ -19,12 +19,12 @@ from mixmo_jax.models import NETWORKS, MixMoNet
 from mixmo_jax.models.layers import global_average_pool, make_conv, make_norm, stacked_init
 
 
-def stripes_mask(key: jax.Array, ratios: jax.Array, shape: tuple[int, int]) -> jax.Array:
+def stripes_mask(key: jax.Array, ratios: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
     """Vertical stripes: each column belongs to one role, drawn with the roles' ratios."""
-    height, width = shape
+    _, width, _ = shape
     roles = jax.random.categorical(key, jnp.log(ratios), shape=(width,))  # [w]
     columns = jax.nn.one_hot(roles, len(ratios), axis=0, dtype=ratios.dtype)  # [M, w]
-    return jnp.broadcast_to(columns[:, None, :], (len(ratios), height, width))
+    return columns[:, None, :, None]  # [M, 1, w, 1]: the same in all rows and channels
 
 
 class TinyCore(nn.Module):

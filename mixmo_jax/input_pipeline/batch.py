@@ -1,7 +1,7 @@
 """From a plan to what the network sees: the only place where pixels, masks and targets meet.
 
-Glossary: M members, B positions of the batch, [H, W, C] an image, K classes, (h, w) the map on
-which the encoders' outputs are mixed, N training images, b repetitions of an image.
+Glossary: M members, B positions of the batch, [H, W, C] an image, K classes, [h, w, F] an encoder's
+output, N training images, b repetitions of an image.
 """
 
 import functools
@@ -39,7 +39,7 @@ class Batch:
     """What a training step feeds to network and loss."""
 
     images: jax.Array  # [M, B, H, W, C] float32, normalized
-    masks: jax.Array  # [M, B, h, w, 1] float32, sum to 1 over M
+    masks: jax.Array  # [M, B, h, w, F] float32, any of the last three 1; sum to 1 over M
     targets: jax.Array  # [M, B, K] float32, distributions
     weights: jax.Array  # [M, B] float32, with a mean of 1 over M
 
@@ -87,7 +87,7 @@ def make_batch(
     msda_method: str,
     block: str,
     weight_root: float,
-    stem_shape: tuple[int, int],
+    stem_shape: tuple[int, int, int],
 ) -> Batch:
     """Carries out a plan.
 
@@ -101,7 +101,7 @@ def make_batch(
       msda_method: "mixup" or a mask function's name; not used where the plan mixes no pixels.
       block: The name of a mask function, see `mixmo_jax.mixing.MASKS`.
       weight_root: r of the loss weights.
-      stem_shape: (h, w) of the encoders' output.
+      stem_shape: (h, w, F) of the encoders' output.
     """
 
     raw, plan = jax.tree.map(jnp.asarray, (raw, plan))  # they may come from the host
@@ -113,7 +113,7 @@ def make_batch(
         return normalize(images, mean, std), jax.nn.one_hot(labels, num_classes)
 
     images, targets = preprocess(raw.images, raw.labels, plan.view)
-    masks = mixmo_masks(  # [M, B, h, w, 1]
+    masks = mixmo_masks(
         plan.ratios,
         plan.mask_keys,
         plan.mask_index,
@@ -123,7 +123,7 @@ def make_batch(
     )
     if plan.msda is not None:
         msda = plan.msda
-        pixel_masks = msda_masks(  # [M, B, H, W, 1]
+        pixel_masks = msda_masks(
             msda.ratios, msda.mask_keys, msda.mixed, method=msda_method, shape=images.shape[2:4]
         )
         partners = preprocess(raw.partner_images, raw.partner_labels, msda.partner)
@@ -163,7 +163,7 @@ def make_plan_fn(config: ml_collections.ConfigDict, num_images: int) -> Callable
 
 
 def make_batch_fn(
-    config: ml_collections.ConfigDict, dataset: Dataset, stem_shape: tuple[int, int]
+    config: ml_collections.ConfigDict, dataset: Dataset, stem_shape: tuple[int, int, int]
 ) -> Callable[[RawBatch, BatchPlan], Batch]:
     """Returns `batch(raw, plan)`, which carries out plans as the config says."""
     return functools.partial(

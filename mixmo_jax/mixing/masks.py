@@ -1,12 +1,16 @@
-"""Mask functions: how much each role of a sample shows at every position.
+"""Mask functions: how much each role of a sample shows at every position and channel.
 
-Glossary: M roles (one for each member), (h, w) the map.
+Glossary: M roles (one for each member), (h, w) the map, F channels.
 
 A mask function is `mask_fn(key, ratios, shape) → masks` for one sample: `key` is a typed random
-key, `ratios` are [M] float and sum to 1, `shape` is (h, w), and the masks are [M, h, w] in [0, 1]
-with a sum of 1 over M at every position. It is mapped over the batch by `jax.vmap`, so its shapes
+key, `ratios` are [M] float, M >= 2, and sum to 1, and `shape` is (h, w, F), of an encoder's output
+or, with F = 1, of an image. The masks broadcast against [M, h, w, F]: each of their last three
+axes is full, or 1 where nothing varies along it. They are in [0, 1], sum to 1 over M everywhere,
+and have the dtype of the ratios. The function is mapped over the batch by `jax.vmap`, so its shapes
 are static. The ratio that counts afterwards is the mean of the mask, not the ratio it was drawn
 for.
+
+Here are the masks of linear MixMo and of Cut-MixMo; `blocks.py` has the others.
 """
 
 from collections.abc import Callable
@@ -16,33 +20,37 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Key, Shaped
 
-MaskFn = Callable[[Key[Array, ""], Float[Array, "M"], tuple[int, int]], Float[Array, "M h w"]]
+MaskFn = Callable[
+    [Key[Array, ""], Float[Array, "M"], tuple[int, int, int]], Float[Array, "M #h #w #F"]
+]
 
 
 def linear_mask(
-    key: Key[Array, ""], ratios: Float[Array, "M"], shape: tuple[int, int]
-) -> Float[Array, "M h w"]:
+    key: Key[Array, ""], ratios: Float[Array, "M"], shape: tuple[int, int, int]
+) -> Float[Array, "M 1 1 1"]:
     """Constant masks, the ratios themselves; as in mixup. See the module for the arguments.
 
     References:
       mixup, arXiv 1710.09412.
     """
-    del key  # nothing is random
-    return jnp.broadcast_to(ratios[:, None, None], (*ratios.shape, *shape))
+    del key, shape  # nothing is random, and nothing varies over the map
+    return ratios[:, None, None, None]
 
 
 def cutmix_mask(
-    key: Key[Array, ""], ratios: Float[Array, "M"], shape: tuple[int, int]
-) -> Float[Array, "M h w"]:
+    key: Key[Array, ""], ratios: Float[Array, "M"], shape: tuple[int, int, int]
+) -> Float[Array, "M h w 1"]:
     """A rectangle for role 0; the other roles divide the rest in proportion to their ratios.
 
-    See the module for the arguments, and `box_mask` for the rectangle.
+    See the module for the arguments, and `box_mask` for the rectangle. E[ratio] of role 0 is below
+    its ratio, as boxes are rounded and clipped: 0.306 for two roles with alpha = 2 on 32x32.
 
     References:
       CutMix, arXiv 1905.04899; MixMo, arXiv 2103.06132, section 3.2.
     """
     center = jax.random.uniform(key, (2,), ratios.dtype)
-    return fill_complement(box_mask(ratios[0], center, shape, ratios.dtype), ratios)
+    box = box_mask(ratios[0], center, shape[:2], ratios.dtype)
+    return fill_complement(box[..., None], ratios)
 
 
 def box_mask(
@@ -79,18 +87,20 @@ def box_mask(
     return (inside(0)[:, None] & inside(1)[None, :]).astype(dtype)
 
 
-def fill_complement(mask: Float[Array, "h w"], ratios: Float[Array, "M"]) -> Float[Array, "M h w"]:
+def fill_complement(
+    mask: Float[Array, "h w F"], ratios: Float[Array, "M"]
+) -> Float[Array, "M h w F"]:
     """Gives a mask to role 0 and its complement to the others, in proportion to their ratios.
 
     Args:
-      mask: [h, w] float in [0, 1].
+      mask: [h, w, F] float in [0, 1]; F is 1 for a mask that all channels share.
       ratios: [M] float, sum to 1; M >= 2.
 
     Returns:
-      [M, h, w] float, sum to 1 over M.
+      [M, h, w, F] float, sum to 1 over M.
     """
     rest = ratios[1:].sum()
     equal = jnp.full_like(ratios[1:], 1 / (len(ratios) - 1))
     # Where role 0 has the whole ratio, nothing says how the others divide the rest.
     parts = jnp.where(rest > 0, ratios[1:] / jnp.where(rest > 0, rest, 1), equal)
-    return jnp.concatenate([mask[None], (1 - mask)[None] * parts[:, None, None]])
+    return jnp.concatenate([mask[None], (1 - mask)[None] * parts[:, None, None, None]])

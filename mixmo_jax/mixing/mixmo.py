@@ -1,7 +1,8 @@
 """The mixing block between encoders and core: schedule, masks, features, loss weights.
 
 Glossary: M members, B positions of the batch, [h, w, F] an encoder's output. A batch has M roles,
-each with a mask; `mask_index` says which role's mask a member gets.
+each with a mask; `mask_index` says which role's mask a member gets. The last three axes of masks
+are full, or 1 where nothing varies along them: "#h" in the annotations.
 """
 
 import functools
@@ -45,8 +46,8 @@ def mixmo_masks(
     use_patch: Bool[Array, ""],
     *,
     block: str,
-    shape: tuple[int, int],
-) -> Float[Array, "M B h w 1"]:
+    shape: tuple[int, int, int],
+) -> Float[Array, "M B #h #w #F"]:
     """The mask of every member at every position of the encoders' output.
 
     Args:
@@ -55,10 +56,11 @@ def mixmo_masks(
       mask_index: [M] int32, the role whose mask each member gets: a permutation.
       use_patch: [] bool, whether the batch is mixed by the block or linearly.
       block: The name of a mask function, see `mixmo_jax.mixing.MASKS`.
-      shape: (h, w) of the encoders' output.
+      shape: (h, w, F) of the encoders' output.
 
     Returns:
-      [M, B, h, w, 1] float32 in [0, 1], sum to 1 over M; all ones for M = 1.
+      Float32 in [0, 1] that broadcasts against [M, B, h, w, F] and sums to 1 over M; all ones for
+      M = 1.
 
     Raises:
       InputError: if no mask function is registered under the name.
@@ -67,25 +69,25 @@ def mixmo_masks(
       MixMo paper, arXiv 2103.06132, on the mixing block.
     """
 
-    def draw(mask_fn: MaskFn) -> Float[Array, "M B h w"]:
+    def draw(mask_fn: MaskFn) -> Float[Array, "M B #h #w #F"]:
         mask_fn = functools.partial(mask_fn, shape=shape)
         return jax.vmap(mask_fn, in_axes=(0, 1), out_axes=1)(mask_keys, ratios)
 
     block_fn = get_mask_fn(block)
-    masks = draw(linear_mask)
+    masks = draw(linear_mask)  # [M, B, 1, 1, 1]
     if block_fn is not linear_mask and len(ratios) > 1:
         masks = jnp.where(use_patch, draw(block_fn), masks)
-    return masks[mask_index][..., None]  # [M, B, h, w, 1]
+    return masks[mask_index]
 
 
 def mix_features(
-    features: Float[Array, "M B h w F"], masks: Float[Array, "M B h w 1"]
+    features: Float[Array, "M B h w F"], masks: Float[Array, "M B #h #w #F"]
 ) -> Float[Array, "B h w F"]:
     """Mixes the encoders' outputs: `M * sum_i masks_i * features_i`.
 
     Args:
       features: [M, B, h, w, F], the encoders' outputs.
-      masks: [M, B, h, w, 1], sum to 1 over M.
+      masks: They broadcast against the features and sum to 1 over M.
 
     Returns:
       [B, h, w, F].
@@ -96,11 +98,11 @@ def mix_features(
     return len(features) * (masks.astype(features.dtype) * features).sum(0)
 
 
-def loss_weights(masks: Float[Array, "M B h w 1"], weight_root: float) -> Float[Array, "M B"]:
+def loss_weights(masks: Float[Array, "M B #h #w #F"], weight_root: float) -> Float[Array, "M B"]:
     """Weights of the members' losses, proportional to ratio ** (1 / r), with a mean of 1 over M.
 
     Args:
-      masks: [M, B, h, w, 1]; a member's ratio is the mean of its mask.
+      masks: [M, B, h, w, F], any of the last three 1; a member's ratio is the mean of its mask.
       weight_root: r. 1 makes the weights proportional to the ratios, infinity makes them equal.
 
     Returns:

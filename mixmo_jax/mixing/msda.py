@@ -1,14 +1,15 @@
 """Pixel mixing before the encoders ("mixed sample data augmentation", MSDA): mixup and CutMix.
 
-Glossary: M members, B positions of the batch, [H, W, C] an image, K classes, [h, w] the map on
-which MixMo mixes.
+Glossary: M members, B positions of the batch, [H, W, C] an image, K classes, [h, w, F] the
+encoder's output, on which MixMo mixes. The axes of masks are full, or 1 where nothing varies along
+them: "#h" in the annotations.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from mixmo_jax.mixing import get_mask_fn
+from mixmo_jax.mixing import get_msda_fn
 
 
 def msda_masks(
@@ -18,42 +19,42 @@ def msda_masks(
     *,
     method: str,
     shape: tuple[int, int],
-) -> Float[Array, "M B H W 1"]:
+) -> Float[Array, "M B #H #W 1"]:
     """How much of an image, against its partner, is left at every pixel.
 
     Args:
       ratios: [M, B] float, the image's part.
       mask_keys: [M, B] typed keys.
       mixed: [M, B] bool, whether the image is mixed at all.
-      method: "mixup" or the name of a mask function, see `mixmo_jax.mixing.MASKS`.
+      method: "mixup" or the name of a mask function, see `mixmo_jax.mixing.msda_methods`.
       shape: (H, W) of the images.
 
     Returns:
-      [M, B, H, W, 1] float32 in [0, 1]; 1 where the image is not mixed.
+      Float32 in [0, 1] that broadcasts against [M, B, H, W, 1]; 1 where the image is not mixed.
 
     Raises:
-      InputError: if no mask function is registered under the name.
+      InputError: if no mask function is registered under the name, or if it cuts only channels.
 
     References:
       mixup, arXiv 1710.09412; CutMix, arXiv 1905.04899.
     """
-    mask_fn = get_mask_fn(method)
+    mask_fn = get_msda_fn(method)
 
-    def draw(key: Key[Array, ""], ratio: Float[Array, ""]) -> Float[Array, "H W"]:
-        return mask_fn(key, jnp.stack([ratio, 1 - ratio]), shape)[0]
+    def draw(key: Key[Array, ""], ratio: Float[Array, ""]) -> Float[Array, "#H #W 1"]:
+        return mask_fn(key, jnp.stack([ratio, 1 - ratio]), (*shape, 1))[0]
 
-    masks = jax.vmap(jax.vmap(draw))(mask_keys, ratios)  # [M, B, H, W]
-    return jnp.where(mixed[..., None, None], masks, 1.0)[..., None]
+    masks = jax.vmap(jax.vmap(draw))(mask_keys, ratios)  # [M, B, H, W, 1]
+    return jnp.where(mixed[..., None, None, None], masks, 1.0)
 
 
 def visible_ratio(
-    msda_masks: Float[Array, "M B H W 1"], masks: Float[Array, "M B h w 1"]
+    msda_masks: Float[Array, "M B #H #W 1"], masks: Float[Array, "M B #h #w #F"]
 ) -> Float[Array, "M B"]:
     """The image's part of what a member's MixMo mask shows of the mixed image.
 
     Args:
-      msda_masks: [M, B, H, W, 1].
-      masks: [M, B, h, w, 1]; h and w divide H and W (an encoder's stride).
+      msda_masks: [M, B, H, W, 1], H or W may be 1.
+      masks: [M, B, h, w, F], any of the last three 1; h and w divide H and W (an encoder's stride).
 
     Returns:
       [M, B] float. An empty MixMo mask (of a member without weight) counts as a full one.
@@ -61,10 +62,12 @@ def visible_ratio(
     References:
       The MixMo authors' program.
     """
-    m, b, h, w, _ = masks.shape
-    rows, columns = msda_masks.shape[2] // h, msda_masks.shape[3] // w
+    m, b, height, width, _ = msda_masks.shape
+    # Along an axis on which either of the two does not vary, its mean is all that matters.
+    rows, columns = max(height // masks.shape[2], 1), max(width // masks.shape[3], 1)
+    blocks = (m, b, height // rows, rows, width // columns, columns)
     # [M, B, H, W, 1] → [M, B, h, rows, w, columns] → [M, B, h, w, 1]
-    pooled = msda_masks.reshape(m, b, h, rows, w, columns).mean((3, 5))[..., None]
+    pooled = msda_masks.reshape(blocks).mean((3, 5))[..., None]
     shown = jnp.where(masks.sum((2, 3, 4), keepdims=True) > 0, masks, 1.0)
     return (pooled * shown).sum((2, 3, 4)) / shown.sum((2, 3, 4))
 
@@ -74,8 +77,8 @@ def mix_pixels(
     targets: Float[Array, "M B K"],
     partners: Float[Array, "M B H W C"],
     partner_targets: Float[Array, "M B K"],
-    msda_masks: Float[Array, "M B H W 1"],
-    masks: Float[Array, "M B h w 1"],
+    msda_masks: Float[Array, "M B #H #W 1"],
+    masks: Float[Array, "M B #h #w #F"],
 ) -> tuple[Float[Array, "M B H W C"], Float[Array, "M B K"]]:
     """Mixes images with their partners, and their targets by what the MixMo masks show.
 
@@ -87,8 +90,8 @@ def mix_pixels(
       targets: [M, B, K] float, one-hot.
       partners: [M, B, H, W, C] float, normalized.
       partner_targets: [M, B, K] float, one-hot.
-      msda_masks: [M, B, H, W, 1], the image's part at every pixel.
-      masks: [M, B, h, w, 1], the MixMo masks.
+      msda_masks: [M, B, H, W, 1], the image's part at every pixel; H or W may be 1.
+      masks: [M, B, h, w, F], the MixMo masks; any of the last three may be 1.
 
     Returns:
       The mixed images [M, B, H, W, C] and their targets [M, B, K].

@@ -27,7 +27,8 @@ class MultiInputStem(nn.Module):
 
         Args:
           images: [M, B, H, W, C] float; or [B, H, W, C], each image for all encoders.
-          masks: [M, B, h, w, 1] float; or None, the ratio 1 / M for every member.
+          masks: [M, B, h, w, F] float, any of the last three 1; or None, the ratio 1 / M for every
+            member.
 
         Returns:
           [B, h, w, F].
@@ -89,7 +90,8 @@ class MixMoNet(nn.Module):
         Args:
           images: Normalized images. With masks [M, B, H, W, C], one for each member; without masks
             [B, H, W, C], each image for all members.
-          masks: [M, B, h, w, 1], sum to 1 over M; None is 1 / M everywhere.
+          masks: [M, B, h, w, F], any of the last three 1, sum to 1 over M; None is 1 / M
+            everywhere.
           train: Whether BatchNorm uses the batch's statistics, and updates the running ones.
 
         Returns:
@@ -102,9 +104,10 @@ class MixMoNet(nn.Module):
         features = self.core(stem(images, masks), train=train)
         return MultiHead(self.num_members, self.num_classes, self.head_init, name="heads")(features)
 
-    def stem_shape(self, height: int, width: int) -> tuple[int, int]:
-        """Returns (h, w) of the encoders' output for images of (height, width)."""
-        return -(-height // self.stem_stride), -(-width // self.stem_stride)
+    def stem_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Returns (h, w, F) of the encoders' output for images of (height, width)."""
+        stride = self.stem_stride
+        return -(-height // stride), -(-width // stride), self.stem_features
 
     def in_dtype(self, dtype: jnp.dtype) -> "MixMoNet":
         """Returns the same network, computing in another dtype."""

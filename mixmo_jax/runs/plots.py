@@ -82,7 +82,8 @@ def reliability_diagram(
 def training_inputs(file: pathlib.Path, batches: Mapping[str, Batch], dataset: Dataset) -> None:
     """Draws what the network sees: each member's image and mask, and the images mixed by them.
 
-    For a network with one member, it draws the images.
+    A mask that varies over the channels is drawn as its mean over them. For a network with one
+    member, the images are drawn.
 
     Args:
       file: The PNG to write.
@@ -126,7 +127,8 @@ def _draw_mixing(batches, dataset, rows_each=4):
     grid = figure.subplots(len(rows), 2 * num_members + 1, squeeze=False)
     for axes, (kind, i) in zip(grid, rows, strict=True):
         batch = batches[kind]
-        pixels, masks = _pixels(batch, i, dataset), batch.masks[:, i]
+        pixels = _pixels(batch, i, dataset)
+        masks = _at_size_of(pixels, batch.masks[:, i])
         for member in range(num_members):
             color = _color(member)
             image_axis, mask_axis = axes[2 * member : 2 * member + 2]
@@ -134,15 +136,20 @@ def _draw_mixing(batches, dataset, rows_each=4):
             weight = batch.weights[member, i]
             title = f"mask: {masks[member].mean():.2f}, weight {weight:.2f}"
             _show(mask_axis, masks[member], title, color)
-        scale = [p // m for p, m in zip(pixels.shape[1:3], masks.shape[1:3], strict=True)]
-        shown = masks.repeat(scale[0], axis=1).repeat(scale[1], axis=2)
-        _show(axes[-1], np.clip((shown * pixels).sum(0), 0, 1), f"mixed by {kind}")
+        _show(axes[-1], np.clip((masks * pixels).sum(0), 0, 1), f"mixed by {kind}")
     return figure
 
 
 def _pixels(batch, i, dataset):
     """The members' images at a position, on the scale 0 to 1: [M, H, W, C]."""
     return np.clip(batch.images[:, i] * dataset.std + dataset.mean, 0, 1)
+
+
+def _at_size_of(pixels, masks):
+    """The means of masks over their channels, enlarged: [M, h, w, F] → [M, H, W, 1]."""
+    masks = masks.mean(-1, keepdims=True)
+    rows, columns = (p // m for p, m in zip(pixels.shape[1:3], masks.shape[1:3], strict=True))
+    return masks.repeat(rows, axis=1).repeat(columns, axis=2)
 
 
 def _color(member):

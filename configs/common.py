@@ -39,6 +39,7 @@ def get_config(method: str = DEFAULT_METHOD) -> ml_collections.ConfigDict:
     config.batch_repetitions = 1
     # Fraction of the positions at which all members see the same image (MIMO's input repetition).
     config.input_repetition = 0.0
+    config.label_smoothing = 0.0  # part of every target that all classes share
 
     config.model = ml_collections.ConfigDict()
     config.model.name = "wide_resnet"  # a name in mixmo_jax.models.NETWORKS
@@ -60,6 +61,14 @@ def get_config(method: str = DEFAULT_METHOD) -> ml_collections.ConfigDict:
     config.mixmo.alpha = 2.0  # Dirichlet concentration of the ratios; 0: equal ratios
     # r: the loss weights are proportional to ratio ** (1 / r); inf: equal weights.
     config.mixmo.weight_root = 3.0
+
+    # Unmixing: in batches mixed by patches each head sees mostly the part of the last features
+    # where its own input is; from full strength it fades out until this fraction of the run.
+    config.mixmo.unmix = False
+    config.mixmo.unmix_until = 1 / 3
+    config.mixmo.unmix_normalize = False  # divide by the mean of the weights of the positions
+    # How the mask is brought to the size of the features: averaged over "area", or "nearest".
+    config.mixmo.unmix_resize = "area"
 
     config.msda = ml_collections.ConfigDict()  # mixing of pixels, before the encoders
     # Or "mixup", "cutmix", or another name in mixmo_jax.mixing.MASKS that does not cut channels.
@@ -92,7 +101,11 @@ def get_config(method: str = DEFAULT_METHOD) -> ml_collections.ConfigDict:
     config.dataset.mean = (0.4913725490196078, 0.4823529411764706, 0.4466666666666667)
     config.dataset.std = (0.2023, 0.1994, 0.2010)
 
-    config.optimizer = ml_collections.ConfigDict()  # SGD
+    config.optimizer = ml_collections.ConfigDict()
+    # "sgd", or "adamw" (momentum is its b1, and weight_decay is decoupled from the gradient).
+    config.optimizer.name = "sgd"
+    # "steps", see decay_epochs; or "cosine", which falls to 0 over the whole run.
+    config.optimizer.schedule = "steps"
     # Both for b = 1. With b repetitions an epoch has b times the steps, so the learning rate is
     # divided by b and the warm-up, linear from 0, takes b times as long.
     config.optimizer.learning_rate = 0.1 / 2
@@ -106,6 +119,10 @@ def get_config(method: str = DEFAULT_METHOD) -> ml_collections.ConfigDict:
     # Added to the gradient as weight_decay * parameter, for all parameters. The reference has
     # 3e-4 * sum(parameter ** 2) in its loss, the gradient of which is this.
     config.optimizer.weight_decay = 2 * 3e-4
+    config.optimizer.clip_norm = 0.0  # gradients with a larger norm are scaled down to it; 0: none
+    # Decay in each step of a moving average of the weights and statistics, which is evaluated
+    # beside the raw ones. 0: none.
+    config.optimizer.ema_decay = 0.0
 
     config.evaluation = ml_collections.ConfigDict()
     config.evaluation.batch_size = 500

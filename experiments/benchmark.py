@@ -33,7 +33,7 @@ from mixmo_jax.input_pipeline.streaming import create_feed
 from mixmo_jax.models import create_model
 from mixmo_jax.runs.provenance import describe_environment
 from mixmo_jax.training.loop import Trainer
-from mixmo_jax.training.step import make_train_step, make_update_fn
+from mixmo_jax.training.step import make_update_fn
 
 # Number of training images, their shape, number of classes.
 DATASETS = {
@@ -153,10 +153,7 @@ def create_feed_of(trainer: Trainer):
 
 def create_update(trainer: Trainer, fetch: Callable, make_batch: Callable) -> Callable:
     """The update function of a trainer with the data side given."""
-    step = make_train_step(
-        trainer.model, trainer.tx, plan_fn=trainer.plan_fn, fetch_fn=fetch, batch_fn=make_batch
-    )
-    return make_update_fn(step)
+    return make_update_fn(trainer.create_train_step(fetch, make_batch))
 
 
 def training(trainer: Trainer) -> Work:

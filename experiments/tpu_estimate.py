@@ -38,7 +38,7 @@ from mixmo_jax.files import write_json
 from mixmo_jax.input_pipeline.batch import gather, planned_indices
 from mixmo_jax.models import create_model
 from mixmo_jax.training.loop import Trainer
-from mixmo_jax.training.step import make_call_fn, make_train_step
+from mixmo_jax.training.step import make_call_fn
 
 # Clock in Hz, peak of products in bfloat16 in FLOP/s, bytes of memory.
 CHIPS = {
@@ -100,12 +100,8 @@ def compile_training(
       flat: Whether the dataset is [N, H * W * C], as it is, or [N, H, W, C].
     """
     split, shape = trainer.dataset.train, trainer.dataset.image_shape
-    step = make_train_step(
-        trainer.model,
-        trainer.tx,
-        plan_fn=trainer.plan_fn,
-        fetch_fn=lambda resident, _, plan: gather(*resident, *planned_indices(plan), shape),
-        batch_fn=trainer.batch_fn,
+    step = trainer.create_train_step(
+        lambda resident, _, plan: gather(*resident, *planned_indices(plan), shape)
     )
     call = make_call_fn(step)
     described = topologies.get_topology_desc(platform="tpu", topology_name=topology)

@@ -136,15 +136,30 @@ def _describe_start(step: int, epochs_done: int, begun: EpochProgress) -> str:
 def _check_extension(trainer: Trainer, step: int, folder: pathlib.Path) -> None:
     """Raises `InputError` if the steps done would differ with the number of epochs asked for."""
     config, before = trainer.config, workdir.read_config(folder)
+    if config.num_epochs == before.num_epochs:
+        return
+    change = f"num_epochs={before.num_epochs} (now {config.num_epochs})"
     epochs = jnp.arange(1, -(-step // trainer.steps_per_epoch) + 1)
     old, new = (
         patch_probability(epochs, c.num_epochs, c.mixmo.patch_prob, c.mixmo.patch_prob_until)
         for c in (before, config)
     )
-    if _mixes_by_patches(config) and bool((old != new).any()):
-        change = f"num_epochs={before.num_epochs} (now {config.num_epochs})"
-        reason = "would have mixed the epochs that are done by other probabilities of patches"
-        raise InputError(f"workdir={folder}: {change} {reason}; choose another --workdir")
+    reasons = {
+        "mixed the epochs that are done by other probabilities of patches": (
+            _mixes_by_patches(config) and bool((old != new).any())
+        ),
+        "unmixed the steps that are done with another strength": (
+            step > 0 and _mixes_by_patches(config) and config.mixmo.unmix
+        ),
+        "done the steps with another learning rate": (
+            step > 0 and config.optimizer.schedule == "cosine"
+        ),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise InputError(
+                f"workdir={folder}: {change} would have {reason}; choose another --workdir"
+            )
 
 
 def _run_epochs(

@@ -15,7 +15,7 @@ from mixmo_jax.input_pipeline.batch import gather, planned_indices
 from mixmo_jax.input_pipeline.plan import epoch_order
 from mixmo_jax.mixing import MASKS, msda_methods
 from mixmo_jax.models import NETWORKS, MixMoNet, create_model
-from mixmo_jax.models.layers import global_average_pool, stacked_init
+from mixmo_jax.models.layers import stacked_init
 from mixmo_jax.runs.metric_writer import RESULTS
 from mixmo_jax.train import train
 from mixmo_jax.training.loop import Trainer
@@ -26,7 +26,7 @@ class _Pool(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        return global_average_pool(x)
+        return x
 
 
 def small_network(*, depth, width, num_members, num_classes, dtype, axis_name=None):

@@ -32,7 +32,7 @@ from mixmo_jax.runs.signals import StopSignals
 from mixmo_jax.train import train
 from mixmo_jax.training.checkpoints import BestCheckpoint, Checkpoints, EpochProgress
 from mixmo_jax.training.loop import Trainer
-from mixmo_jax.training.step import make_train_step, make_update_fn
+from mixmo_jax.training.step import make_update_fn
 
 TINY = (
     "--config.model.name=tiny",
@@ -86,13 +86,7 @@ def create_feed(trainer):
 
 
 def create_train_step(trainer, feed):
-    return make_train_step(
-        trainer.model,
-        trainer.tx,
-        plan_fn=trainer.plan_fn,
-        fetch_fn=feed.fetch,
-        batch_fn=trainer.batch_fn,
-    )
+    return trainer.create_train_step(feed.fetch)
 
 
 @pytest.mark.parametrize(

@@ -251,7 +251,7 @@ def test_one_member_is_the_plain_network():
     features = stem.apply({"params": {"kernel": params["stem"]["kernel"][0]}}, images)
     core = g.model.core
     core_variables = {name: g.variables[name]["core"] for name in ("params", "batch_stats")}
-    pooled = core.apply(core_variables, features, train=False)
+    pooled = core.apply(core_variables, features, train=False).mean((1, 2))
     logits = pooled @ params["heads"]["kernel"][0] + params["heads"]["bias"]
     masks = jnp.ones((1, *images.shape[:3], 1))
     chex.assert_trees_all_close(

@@ -16,7 +16,7 @@ from mixmo_jax.configs import digits
 from mixmo_jax.datasets import DATASETS, Split
 from mixmo_jax.mixing import MASKS
 from mixmo_jax.models import NETWORKS, MixMoNet
-from mixmo_jax.models.layers import global_average_pool, make_conv, make_norm, stacked_init
+from mixmo_jax.models.layers import make_conv, make_norm, stacked_init
 
 
 def stripes_mask(key: jax.Array, ratios: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
@@ -28,7 +28,7 @@ def stripes_mask(key: jax.Array, ratios: jax.Array, shape: tuple[int, int, int])
 
 
 class TinyCore(nn.Module):
-    """One convolution and average pooling: [B, h, w, F] → [B, 16 width]."""
+    """One convolution: [B, h, w, F] → [B, h, w, 16 width]."""
 
     width: int
     dtype: jnp.dtype = jnp.float32
@@ -38,7 +38,7 @@ class TinyCore(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         x = make_conv(self.dtype, padding="SAME")(16 * self.width, (3, 3), name="conv")(x)
         x = make_norm(self.dtype, train, self.axis_name)(name="bn")(x)
-        return global_average_pool(nn.relu(x))
+        return nn.relu(x)
 
 
 def tiny_network(

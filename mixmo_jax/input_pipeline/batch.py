@@ -20,6 +20,7 @@ from mixmo_jax.input_pipeline.augment import crop_and_flip, normalize
 from mixmo_jax.input_pipeline.plan import BatchPlan, View, sample_batch_plan
 from mixmo_jax.mixing.mixmo import loss_weights, mixmo_masks, patch_probability
 from mixmo_jax.mixing.msda import mix_pixels, msda_masks
+from mixmo_jax.mixing.unmix import unmix_strength
 
 HostOrDeviceArray = jax.Array | np.ndarray
 
@@ -42,6 +43,7 @@ class Batch:
     masks: jax.Array  # [M, B, h, w, F] float32, any of the last three 1; sum to 1 over M
     targets: jax.Array  # [M, B, K] float32, distributions
     weights: jax.Array  # [M, B] float32, with a mean of 1 over M
+    unmix: jax.Array | None  # [] float32, the strength of the unmixing; None: there is none
 
 
 def planned_indices(
@@ -128,7 +130,7 @@ def make_batch(
         )
         partners = preprocess(raw.partner_images, raw.partner_labels, msda.partner)
         images, targets = mix_pixels(images, targets, *partners, pixel_masks, masks)
-    return Batch(images, masks, targets, loss_weights(masks, weight_root))
+    return Batch(images, masks, targets, loss_weights(masks, weight_root), plan.unmix)
 
 
 def steps_per_epoch(config: ml_collections.ConfigDict, num_images: int) -> int:
@@ -140,7 +142,7 @@ def make_plan_fn(config: ml_collections.ConfigDict, num_images: int) -> Callable
     """Returns `plan(key, step, order)`, which draws the plan of a step as the config says."""
     steps = steps_per_epoch(config, num_images)
     num_epochs = config.num_epochs
-    prob, until = config.mixmo.patch_prob, config.mixmo.patch_prob_until
+    mixmo = config.mixmo
     draw = functools.partial(
         sample_batch_plan,
         steps_per_epoch=steps,
@@ -156,8 +158,13 @@ def make_plan_fn(config: ml_collections.ConfigDict, num_images: int) -> Callable
     )
 
     def plan(key: Key[Array, ""], step: Int[Array, ""] | int, order: Int[Array, "N"]) -> BatchPlan:
-        epoch = step // steps + 1
-        return draw(key, step, order, patch_prob=patch_probability(epoch, num_epochs, prob, until))
+        prob = patch_probability(
+            step // steps + 1, num_epochs, mixmo.patch_prob, mixmo.patch_prob_until
+        )
+        strength = None
+        if mixmo.unmix and config.model.num_members > 1:
+            strength = unmix_strength(step / (steps * num_epochs), mixmo.unmix_until)
+        return draw(key, step, order, patch_prob=prob, unmix=strength)
 
     return plan
 

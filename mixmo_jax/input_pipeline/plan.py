@@ -41,6 +41,7 @@ class BatchPlan:
     mask_index: jax.Array  # [M] int32, the role whose mask each member gets
     ratios: jax.Array  # [M, B] float32, the ratios of the roles, sum to 1 over M
     mask_keys: jax.Array  # [B] typed keys, one for each sample's masks
+    unmix: jax.Array | None = None  # [] float32, the strength of the unmixing; None: there is none
 
 
 def epoch_order(
@@ -67,6 +68,7 @@ def sample_batch_plan(
     *,
     steps_per_epoch: int,
     patch_prob: Float[Array, ""] | float,
+    unmix: Float[Array, ""] | None = None,
     num_members: int,
     batch_size: int,
     batch_repetitions: int,
@@ -88,6 +90,7 @@ def sample_batch_plan(
       order: [N] int32, the epoch's random order of the training images.
       steps_per_epoch: The number of steps of an epoch, floor(N * b / B).
       patch_prob: The probability that the batch is mixed by the block.
+      unmix: The strength of the unmixing if it is; None without unmixing.
       num_members: M.
       batch_size: B.
       batch_repetitions: b, divides B.
@@ -123,13 +126,15 @@ def sample_batch_plan(
             ratios=sample_beta(beta_key, msda_beta, shape),
             mask_keys=jax.random.split(box_key, shape),
         )
+    use_patch = jax.random.bernoulli(patch_key, patch_prob)
     return BatchPlan(
         view=_augmentation(view_key, index, crop_padding, flip),
         msda=msda,
-        use_patch=jax.random.bernoulli(patch_key, patch_prob),
+        use_patch=use_patch,
         mask_index=jax.random.permutation(role_key, num_members),
         ratios=sample_dirichlet(ratio_key, alpha, shape),
         mask_keys=jax.random.split(mask_key, batch_size),
+        unmix=None if unmix is None else jnp.where(use_patch, unmix, 0.0),
     )
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mixmo_jax.mixing.mixmo import mix_features
-from mixmo_jax.models.layers import precision_of, stacked_init
+from mixmo_jax.models.layers import global_average_pool, precision_of, stacked_init
 
 
 class MultiInputStem(nn.Module):
@@ -55,7 +55,7 @@ class MultiInputStem(nn.Module):
 
 
 class MultiHead(nn.Module):
-    """M dense layers with bias on the same features: [B, F] → [M, B, K]."""
+    """M dense layers with bias: [B, F], the same features for all, or [M, B, F] → [M, B, K]."""
 
     num_members: int
     num_classes: int
@@ -67,13 +67,14 @@ class MultiHead(nn.Module):
         kernels = self.param("kernel", self.kernel_init, shape)
         biases = self.param("bias", nn.initializers.zeros, (self.num_members, self.num_classes))
         precision = precision_of(features.dtype)
-        return jnp.einsum("bf,mfk->mbk", features, kernels, precision=precision) + biases[:, None]
+        indices = "bf,mfk->mbk" if features.ndim == 2 else "mbf,mfk->mbk"
+        return jnp.einsum(indices, features, kernels, precision=precision) + biases[:, None]
 
 
 class MixMoNet(nn.Module):
     """M encoders, a mixing block, a core network, M heads. M = 1 is the plain network."""
 
-    core: nn.Module  # (features [B, h, w, F], train) → [B, F'] float32
+    core: nn.Module  # (features [B, h, w, F], train) → [B, h', w', F']
     num_members: int
     num_classes: int
     stem_features: int
@@ -83,7 +84,12 @@ class MixMoNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, masks: jax.Array | None = None, *, train: bool
+        self,
+        images: jax.Array,
+        masks: jax.Array | None = None,
+        *,
+        train: bool,
+        pool: Callable[[jax.Array], jax.Array] = global_average_pool,
     ) -> jax.Array:
         """Computes the logits of every member.
 
@@ -93,6 +99,8 @@ class MixMoNet(nn.Module):
           masks: [M, B, h, w, F], any of the last three 1, sum to 1 over M; None is 1 / M
             everywhere.
           train: Whether BatchNorm uses the batch's statistics, and updates the running ones.
+          pool: How the core's features [B, h', w', F'] are averaged over the map: to [B, F'], or
+            for each member to [M, B, F'], in float32 or wider.
 
         Returns:
           [M, B, K] float32. At inference the ensemble's logits are their mean over M.
@@ -100,8 +108,8 @@ class MixMoNet(nn.Module):
         stem = MultiInputStem(
             self.num_members, self.stem_features, self.stem_stride, self.dtype, name="stem"
         )
-        # [M, B, H, W, C] → [B, h, w, F] → [B, F']
-        features = self.core(stem(images, masks), train=train)
+        # [M, B, H, W, C] → [B, h, w, F] → [B, h', w', F'] → [B, F'] or [M, B, F']
+        features = pool(self.core(stem(images, masks), train=train))
         return MultiHead(self.num_members, self.num_classes, self.head_init, name="heads")(features)
 
     def stem_shape(self, height: int, width: int) -> tuple[int, int, int]:

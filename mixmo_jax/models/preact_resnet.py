@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mixmo_jax.errors import invalid
-from mixmo_jax.models.layers import global_average_pool, make_conv, make_norm
+from mixmo_jax.models.layers import make_conv, make_norm
 from mixmo_jax.models.mixmo import MixMoNet
 
 _head_init = nn.initializers.normal(0.01)
@@ -32,7 +32,7 @@ class PreActBlock(nn.Module):
 
 
 class PreActResNetCore(nn.Module):
-    """Four stages of two blocks and average pooling: [B, h, w, 64] → [B, 512 w].
+    """Four stages of two blocks: [B, h, w, 64] → [B, ⌈h/8⌉, ⌈w/8⌉, 512 w].
 
     There is no BatchNorm or ReLU after the last block, as in the reference program.
     """
@@ -50,7 +50,7 @@ class PreActResNetCore(nn.Module):
                 stride = 2 if stage > 0 and block == 0 else 1
                 name = f"stage{stage + 1}_block{block + 1}"
                 x = PreActBlock(channels * self.width, stride, conv, norm, name=name)(x)
-        return global_average_pool(x)
+        return x
 
 
 def preact_resnet(

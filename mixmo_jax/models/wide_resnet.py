@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mixmo_jax.errors import invalid
-from mixmo_jax.models.layers import global_average_pool, make_conv, make_norm, stacked_init
+from mixmo_jax.models.layers import make_conv, make_norm, stacked_init
 from mixmo_jax.models.mixmo import MixMoNet
 
 
@@ -32,7 +32,7 @@ class WideBlock(nn.Module):
 
 
 class WideResNetCore(nn.Module):
-    """The stages of WRN-d-k, final BatchNorm and average pooling: [B, h, w, 16] → [B, 64 k]."""
+    """The stages of WRN-d-k and final BatchNorm: [B, h, w, 16] → [B, ⌈h/4⌉, ⌈w/4⌉, 64 k]."""
 
     blocks_per_stage: int
     width: int
@@ -48,8 +48,7 @@ class WideResNetCore(nn.Module):
                 stride = 2 if stage > 0 and block == 0 else 1
                 name = f"stage{stage + 1}_block{block + 1}"
                 x = WideBlock(channels * self.width, stride, conv, norm, name=name)(x)
-        x = nn.relu(norm(name="bn")(x))
-        return global_average_pool(x)
+        return nn.relu(norm(name="bn")(x))
 
 
 def wide_resnet(

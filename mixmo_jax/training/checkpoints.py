@@ -107,12 +107,14 @@ class Checkpoints:
         Raises:
           InputError: if there is no intact checkpoint, or it is of another form.
         """
-        arguments = ocp.args.StandardRestore(_on_first_device(like))
+        arguments = ocp.args.StandardRestore(_on_first_device(_fields(like)))
 
         def read(folder: pathlib.Path) -> tuple[State, EpochProgress]:
             with _checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-                state = checkpointer.restore(_state_folder(folder).absolute(), args=arguments)
-            return jax.tree.map(_with_key, like, state), _read_progress(folder)
+                found = checkpointer.restore(_state_folder(folder).absolute(), args=arguments)
+            found = jax.tree.map(_with_key, _fields(like), found)
+            state = found if isinstance(like, dict) else like.replace(**found)
+            return state, _read_progress(folder)
 
         return self._newest_intact(read)
 
@@ -243,7 +245,7 @@ def _write_state(folder: pathlib.Path, state) -> None:
         _checkpointer(ocp.StandardCheckpointHandler()) as checkpointer,
     ):
         # NumPy's arrays: Orbax does not take those of one process of several.
-        arrays = jax.tree.map(lambda leaf: np.asarray(_without_key(leaf)), state)
+        arrays = jax.tree.map(lambda leaf: np.asarray(_without_key(leaf)), _fields(state))
         checkpointer.save(folder.absolute(), args=ocp.args.StandardSave(arrays))
 
 
@@ -251,6 +253,12 @@ def _checkpointer(handler: ocp.CheckpointHandler) -> ocp.Checkpointer:
     """Orbax's checkpointer for the first process alone, which waits for no other."""
     alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
+def _fields(state) -> dict:
+    """The fields of a state, without those that are None: other versions may not have them."""
+    fields = state if isinstance(state, dict) else vars(state)
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _is_key(leaf) -> bool:

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Generator
 from typing import NamedTuple, Protocol
@@ -17,8 +18,10 @@ from mixmo_jax.evaluation import metrics
 from mixmo_jax.evaluation.logits import make_logits_fn
 from mixmo_jax.input_pipeline import batch as batch_lib
 from mixmo_jax.input_pipeline.streaming import Call, create_feed
+from mixmo_jax.mixing.unmix import unmix_features
 from mixmo_jax.models import create_model
 from mixmo_jax.training.checkpoints import BestCheckpoint, Checkpoints, EpochProgress
+from mixmo_jax.training.losses import weighted_cross_entropy
 from mixmo_jax.training.optimizers import create_optimizer, warmup_steps
 from mixmo_jax.training.step import (
     TrainState,
@@ -89,7 +92,33 @@ class Trainer:
 
     def create_state(self) -> TrainState:
         """Returns the train state before the first step."""
-        return create_train_state(self.config.seed, self.model, self.tx, self.dataset.image_shape)
+        ema = self.config.optimizer.ema_decay > 0
+        shape = self.dataset.image_shape
+        return create_train_state(self.config.seed, self.model, self.tx, shape, ema=ema)
+
+    def create_train_step(self, fetch_fn: Callable, batch_fn: Callable | None = None) -> Callable:
+        """Returns the training step, see `training.step.make_train_step`.
+
+        Args:
+          fetch_fn: That of the feed.
+          batch_fn: In place of the trainer's own.
+        """
+        config = self.config
+        smoothing = config.label_smoothing
+        return make_train_step(
+            self.model,
+            self.tx,
+            plan_fn=self.plan_fn,
+            fetch_fn=fetch_fn,
+            batch_fn=batch_fn or self.batch_fn,
+            loss_fn=functools.partial(weighted_cross_entropy, label_smoothing=smoothing),
+            unmix_fn=functools.partial(
+                unmix_features,
+                normalize=config.mixmo.unmix_normalize,
+                resize=config.mixmo.unmix_resize,
+            ),
+            ema_decay=config.optimizer.ema_decay,
+        )
 
     def epochs_done(self, state: TrainState, begun: EpochProgress) -> int:
         """Returns the number of whole epochs that a state has behind it."""
@@ -127,14 +156,7 @@ class Trainer:
         feed = create_feed(
             config.dataset.placement, self.plan_fn, self.dataset.train, steps, config.steps_per_call
         )
-        train_step = make_train_step(
-            self.model,
-            self.tx,
-            plan_fn=self.plan_fn,
-            fetch_fn=feed.fetch,
-            batch_fn=self.batch_fn,
-        )
-        update = make_update_fn(train_step)
+        update = make_update_fn(self.create_train_step(feed.fetch))
         state = devices.replicate_for_pmap(state)
         progress = outputs and outputs.progress
         stop = processes.asked_of_all(stop, delay=_CALLS_IN_FLIGHT)
@@ -241,17 +263,27 @@ class Trainer:
         )
 
     def _evaluate(self, state: TrainState) -> dict[str, dict[str, float]]:
-        """The metrics on the validation split, or else the test split, by the split's name."""
+        """The metrics on the validation split, or else the test split, by the split's name.
+
+        Those of the moving average of the variables, if there is one, are called "ema_…".
+        """
         name, split = "test", self.dataset.test
         if self.dataset.validation is not None:
             name, split = "validation", self.dataset.validation
-        logits = processes.map_rows(
-            lambda images: self.logits_fn(state.variables, images), split.images
-        )
-        if not np.isfinite(logits).all():
-            raise FloatingPointError(f"after step {int(state.step)} the logits are not finite")
-        ensemble = self.config.evaluation.ensemble
-        return {name: metrics.ensemble_metrics(logits, split.labels, ensemble)}
+        evaluated = {name: state.variables}
+        if state.ema is not None:
+            evaluated[f"ema_{name}"] = state.ema
+        epoch_metrics = {}
+        for name, variables in evaluated.items():
+            logits = processes.map_rows(
+                lambda images: self.logits_fn(variables, images),  # noqa: B023
+                split.images,
+            )
+            if not np.isfinite(logits).all():
+                raise FloatingPointError(f"after step {int(state.step)} the logits are not finite")
+            ensemble = self.config.evaluation.ensemble
+            epoch_metrics[name] = metrics.ensemble_metrics(logits, split.labels, ensemble)
+        return epoch_metrics
 
 
 def _check_sizes(trainer: Trainer) -> None:

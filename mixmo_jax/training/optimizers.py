@@ -13,20 +13,34 @@ def create_optimizer(
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Returns the optimizer, and the learning rate as a function of the number of steps done."""
     fields = config.optimizer
-    schedule = step_schedule(
-        learning_rate=fields.learning_rate,
-        warmup_steps=warmup_steps(config, steps_per_epoch),
-        decay_epochs=[epoch for epoch in fields.decay_epochs if epoch <= config.num_epochs],
-        decay_factor=fields.decay_factor,
-        batch_repetitions=config.batch_repetitions,
-        steps_per_epoch=steps_per_epoch,
-    )
-    tx = sgd(
-        schedule,
-        momentum=fields.momentum,
-        nesterov=fields.nesterov,
-        weight_decay=fields.weight_decay,
-    )
+    warmup = warmup_steps(config, steps_per_epoch)
+    if fields.schedule == "cosine":
+        schedule = cosine_schedule(
+            learning_rate=fields.learning_rate,
+            warmup_steps=warmup,
+            num_steps=config.num_epochs * steps_per_epoch,
+            batch_repetitions=config.batch_repetitions,
+        )
+    else:
+        schedule = step_schedule(
+            learning_rate=fields.learning_rate,
+            warmup_steps=warmup,
+            decay_epochs=[epoch for epoch in fields.decay_epochs if epoch <= config.num_epochs],
+            decay_factor=fields.decay_factor,
+            batch_repetitions=config.batch_repetitions,
+            steps_per_epoch=steps_per_epoch,
+        )
+    if fields.name == "adamw":
+        tx = optax.adamw(schedule, b1=fields.momentum, weight_decay=fields.weight_decay)
+    else:
+        tx = sgd(
+            schedule,
+            momentum=fields.momentum,
+            nesterov=fields.nesterov,
+            weight_decay=fields.weight_decay,
+        )
+    if fields.clip_norm:
+        tx = optax.chain(optax.clip_by_global_norm(fields.clip_norm), tx)
     return tx, schedule
 
 
@@ -67,15 +81,40 @@ def step_schedule(
     """
     peak = learning_rate / batch_repetitions
     decays = {(epoch - 1) * steps_per_epoch: decay_factor for epoch in decay_epochs}
-    steps = optax.piecewise_constant_schedule(peak, decays)
+    return _warm_up(optax.piecewise_constant_schedule(peak, decays), warmup_steps)
 
-    def schedule(count: jax.Array | int) -> jax.Array:
-        learning_rate = steps(jnp.asarray(count, float))
+
+def cosine_schedule(
+    *, learning_rate: float, warmup_steps: int, num_steps: int, batch_repetitions: int
+) -> optax.Schedule:
+    """Linear warm-up from 0, times half a period of a cosine that reaches 0 after the last step.
+
+    Args:
+      learning_rate: The learning rate that the cosine starts from for b = 1; it is divided by b.
+      warmup_steps: The number of steps of the warm-up, repetitions included.
+      num_steps: The number of steps of the training run.
+      batch_repetitions: b.
+
+    Returns:
+      A schedule of the step counted from 0.
+
+    References:
+      SGDR, arXiv 1608.03983, without restarts.
+    """
+    peak = learning_rate / batch_repetitions
+    return _warm_up(optax.cosine_decay_schedule(peak, num_steps), warmup_steps)
+
+
+def _warm_up(schedule: optax.Schedule, warmup_steps: int) -> optax.Schedule:
+    """Multiplies a schedule by a factor that rises linearly: that of the first step is not 0."""
+
+    def warmed_up(count: jax.Array | int) -> jax.Array:
+        learning_rate = schedule(jnp.asarray(count, float))
         if not warmup_steps:
             return learning_rate
         return jnp.minimum((count + 1) / warmup_steps, 1.0) * learning_rate
 
-    return schedule
+    return warmed_up
 
 
 def sgd(

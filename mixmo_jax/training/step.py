@@ -13,6 +13,7 @@ import optax
 from mixmo_jax.devices import AXIS
 from mixmo_jax.input_pipeline.batch import Batch, RawBatch
 from mixmo_jax.input_pipeline.plan import BatchPlan, local_part
+from mixmo_jax.mixing.unmix import unmix_features
 from mixmo_jax.models import MixMoNet
 from mixmo_jax.training.losses import weighted_cross_entropy
 
@@ -26,6 +27,7 @@ class TrainState:
     params: dict
     batch_stats: dict
     opt_state: optax.OptState
+    ema: dict | None = None  # the moving average of the variables, if there is one
 
     @property
     def variables(self) -> dict:
@@ -34,7 +36,12 @@ class TrainState:
 
 
 def create_train_state(
-    seed: int, model: MixMoNet, tx: optax.GradientTransformation, image_shape: tuple[int, int, int]
+    seed: int,
+    model: MixMoNet,
+    tx: optax.GradientTransformation,
+    image_shape: tuple[int, int, int],
+    *,
+    ema: bool = False,
 ) -> TrainState:
     """Draws the initial parameters.
 
@@ -43,19 +50,21 @@ def create_train_state(
       model: The network.
       tx: The optimizer.
       image_shape: (H, W, C).
+      ema: Whether it has a moving average of the variables.
     """
 
     @jax.jit
     def create(key: jax.Array) -> TrainState:
         init_key, train_key = jax.random.split(key)
         variables = model.init(init_key, jnp.zeros((1, *image_shape), jnp.float32), train=False)
-        return TrainState(
+        state = TrainState(
             step=jnp.zeros((), jnp.int32),
             key=train_key,
             params=variables["params"],
             batch_stats=variables.get("batch_stats", {}),
             opt_state=tx.init(variables["params"]),
         )
+        return state.replace(ema=state.variables) if ema else state
 
     return create(jax.random.key(seed))
 
@@ -67,6 +76,9 @@ def make_train_step(
     plan_fn: Callable[..., BatchPlan],
     fetch_fn: Callable[..., RawBatch],
     batch_fn: Callable[[RawBatch, BatchPlan], Batch],
+    loss_fn: Callable[..., jax.Array] = weighted_cross_entropy,
+    unmix_fn: Callable[..., jax.Array] = unmix_features,
+    ema_decay: float = 0.0,
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
     """Returns the training step of one device among those mapped over the axis `AXIS`.
 
@@ -76,6 +88,11 @@ def make_train_step(
       plan_fn: `(key, step, order) → BatchPlan` of the whole batch.
       fetch_fn: `(resident, streamed, plan) → RawBatch`, see `input_pipeline.streaming`.
       batch_fn: `(raw, plan) → Batch`.
+      loss_fn: `(logits, targets, weights) → loss`, see `training.losses`.
+      unmix_fn: `(features, masks, strength) → features`, see `mixing.unmix`; for batches with a
+        strength of unmixing.
+      ema_decay: The decay in each step of the moving average of the variables, if the state has
+        one; less in the first steps.
 
     Returns:
       `train_step(state, resident, streamed, order) → (state, loss)`: order is the epoch's [N]
@@ -87,15 +104,19 @@ def make_train_step(
         plan = local_part(plan, jax.lax.axis_index(AXIS), jax.lax.axis_size(AXIS))
         batch = batch_fn(fetch_fn(resident, streamed, plan), plan)
 
-        def loss_fn(params):
+        pool = {}
+        if batch.unmix is not None:
+            pool["pool"] = lambda features: unmix_fn(features, batch.masks, batch.unmix)
+
+        def batch_loss(params):
             variables = {"params": params, "batch_stats": state.batch_stats}
             logits, updated = model.apply(  # [M, B, K]
-                variables, batch.images, batch.masks, train=True, mutable=["batch_stats"]
+                variables, batch.images, batch.masks, train=True, mutable=["batch_stats"], **pool
             )
-            loss = weighted_cross_entropy(logits, batch.targets, batch.weights)
+            loss = loss_fn(logits, batch.targets, batch.weights)
             return loss, updated.get("batch_stats", {})
 
-        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        grad_fn = jax.value_and_grad(batch_loss, has_aux=True)
         (loss, batch_stats), grads = grad_fn(state.params)
         loss, grads = jax.lax.pmean((loss, grads), AXIS)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -105,9 +126,17 @@ def make_train_step(
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
+        if state.ema is not None:
+            state = state.replace(ema=_moved(state.ema, state.variables, state.step, ema_decay))
         return state, loss
 
     return train_step
+
+
+def _moved(average: dict, variables: dict, step: jax.Array, decay: float) -> dict:
+    """The moving average after a step; the first variables count little."""
+    decay = jnp.minimum(decay, step / (step + 10))
+    return optax.incremental_update(variables, average, 1 - decay)
 
 
 def make_call_fn(train_step: Callable) -> Callable[..., tuple[TrainState, jax.Array]]:

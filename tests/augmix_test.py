@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from mixmo_jax.input_pipeline.augmix import IDENTITY, apply_operation, augmix
+from mixmo_jax.input_pipeline.augmix import IDENTITY, apply_operations, augmix
 from mixmo_jax.input_pipeline.plan import AUGMIX_OPERATIONS, AugMixPlan
 
 # None of them moves a source just to an edge: there float32 and Pillow's float64 may disagree.
@@ -64,15 +64,11 @@ def sample_images(shape):
     return np.stack(images).astype(np.uint8)
 
 
-@functools.cache
-def apply_fn():
-    """Operations on a batch of images, compiled once for each shape."""
-    return jax.jit(jax.vmap(apply_operation))
-
-
 def apply(name, images, levels):
     op = jnp.full(len(images), [*AUGMIX_OPERATIONS, "identity"].index(name))
-    return np.asarray(apply_fn()(jnp.asarray(images), op, jnp.asarray(levels, jnp.float32)))
+    return np.asarray(
+        jax.jit(apply_operations)(jnp.asarray(images), op, jnp.asarray(levels, jnp.float32))
+    )
 
 
 def in_pillow(name, images, levels):

@@ -24,7 +24,7 @@ def augmix(images: UInt8[Array, "M B H W C"], plan: AugMixPlan) -> Float[Array, 
 
     Args:
       images: [M, B, H, W, C] uint8.
-      plan: The operations and how their results are mixed.
+      plan: The operations, and how their results are mixed.
 
     Returns:
       [M, B, H, W, C] float32 (float64 if JAX has it enabled), from 0 to 255.
@@ -32,38 +32,38 @@ def augmix(images: UInt8[Array, "M B H W C"], plan: AugMixPlan) -> Float[Array, 
     References:
       AugMix, arXiv 1912.02781.
     """
+    num_chains, num_slots = plan.ops.shape[2:]
+    used = jnp.arange(num_slots) < plan.depth[..., None]
+    ops = jnp.where(used, plan.ops, IDENTITY)  # [M, B, W, D]
+    slots = [jnp.moveaxis(x.reshape(-1, num_slots), 1, 0) for x in (ops, plan.levels)]
+    copies = jnp.repeat(images[:, :, None], num_chains, axis=2)  # [M, B, W, H, W, C]
+    chains, _ = jax.lax.scan(
+        lambda chains, slot: (apply_operations(chains, *slot), None),
+        copies.reshape(-1, *images.shape[2:]),  # [M B W, H, W, C]
+        slots,
+    )
     dtype = plan.ratios.dtype
-    width, depth = plan.ops.shape[2:]
-    used = jnp.arange(depth) < plan.depth[..., None]  # [M, B, W, D]
-    ops = jnp.where(used, plan.ops, IDENTITY)
-    chains = jnp.repeat(images[:, :, None], width, axis=2)  # [M, B, W, H, W, C]
-    apply_to_all = jax.vmap(jax.vmap(jax.vmap(apply_operation)))
-    for slot in range(depth):
-        chains = apply_to_all(chains, ops[..., slot], plan.levels[..., slot])
-    weights = plan.weights[..., None, None, None]
-    mixture = (weights * chains.astype(dtype)).sum(2)  # [M, B, H, W, C]
-    ratios = plan.ratios[..., None, None, None]
+    weights, ratios = plan.weights[..., None, None, None], plan.ratios[..., None, None, None]
+    mixture = (weights * chains.reshape(copies.shape).astype(dtype)).sum(2)  # [M, B, H, W, C]
     return ratios * images.astype(dtype) + (1 - ratios) * mixture
 
 
-def apply_operation(
-    image: UInt8[Array, "H W C"], op: Int[Array, ""], level: Float[Array, ""]
-) -> UInt8[Array, "H W C"]:
-    """Applies an operation of `AUGMIX_OPERATIONS` to an image, or none.
+def apply_operations(
+    images: UInt8[Array, "N H W C"], ops: Int[Array, "N"], levels: Float[Array, "N"]
+) -> UInt8[Array, "N H W C"]:
+    """Applies to each image an operation of its own, or none.
 
     Args:
-      image: [H, W, C] uint8.
-      op: The index of the operation, or `IDENTITY`.
-      level: The strength, from -10 to 10. Its sign is a direction.
+      images: [N, H, W, C] uint8.
+      ops: [N] int32, indices in `AUGMIX_OPERATIONS`, or `IDENTITY`.
+      levels: [N] float32, strengths from -10 to 10. The sign is a direction.
 
     Returns:
-      [H, W, C] uint8.
+      [N, H, W, C] uint8.
     """
-    tables = jax.vmap(point_table, (None, None, 0))(op, level, histograms(image))  # [C, 256]
-    image = warp(image, *affine_map(op, level, image.shape[:2]))
-    channels = jnp.arange(image.shape[2]) * 256
-    index = image.astype(jnp.int32) + channels.astype(jnp.int32)[None, None]
-    return tables.ravel().at[index].get(mode="promise_in_bounds")
+    tables = jax.vmap(point_tables)(ops, levels, histograms(images))  # [N, C, 256]
+    maps = jax.vmap(functools.partial(affine_map, shape=images.shape[1:3]))(ops, levels)
+    return jax.vmap(look_up)(tables, jax.vmap(warp)(images, *maps))
 
 
 def affine_map(
@@ -136,47 +136,68 @@ def warp(
     return jnp.where(inside[..., None], result, jnp.uint8(0))
 
 
-def histograms(image: UInt8[Array, "H W C"]) -> Int[Array, "C 256"]:
-    """Counts the values of each channel.
+def look_up(tables: UInt8[Array, "C 256"], image: UInt8[Array, "H W C"]) -> UInt8[Array, "H W C"]:
+    """Replaces each value of each channel by what the channel's table has for it."""
+    starts = jnp.arange(len(tables), dtype=jnp.int32)[None, None] * 256
+    return tables.ravel().at[image.astype(jnp.int32) + starts].get(mode="promise_in_bounds")
 
-    It is a product of matrices, which is faster than adding ones at random places: with h and l
-    the four high and the four low bits of a value, n[h, l] is a sum over pixels.
+
+def histograms(images: UInt8[Array, "N H W C"]) -> Int[Array, "N C 256"]:
+    """Counts the values of each channel of each image."""
+    return jax.lax.platform_dependent(images, cpu=scatter_histograms, default=dot_histograms)
+
+
+def scatter_histograms(images: UInt8[Array, "N H W C"]) -> Int[Array, "N C 256"]:
+    """Counts one after the other, which is fast on CPU."""
+    shape = (len(images), images.shape[3], 256)
+    starts = jnp.arange(shape[0] * shape[1], dtype=jnp.int32).reshape(-1, 1, 1, shape[1]) * 256
+    index = (images.astype(jnp.int32) + starts).ravel()
+    counts = jnp.zeros(shape, jnp.int32).ravel()
+    return counts.at[index].add(1, mode="promise_in_bounds").reshape(shape)
+
+
+def dot_histograms(images: UInt8[Array, "N H W C"]) -> Int[Array, "N C 256"]:
+    """Counts by a product of matrices, which is fast on accelerators.
+
+    With h the four high bits of a value and l the low ones, count[h, l] is a sum over pixels.
     """
-    values = image.reshape(-1, image.shape[2]).T  # [C, H W]
-    bits = jnp.arange(16, dtype=jnp.uint8)[None, None]
-    high = ((values >> 4)[..., None] == bits).astype(jnp.float32)  # [C, H W, 16]
-    low = ((values & 15)[..., None] == bits).astype(jnp.float32)
-    counts = jnp.einsum("cph,cpl->chl", high, low)
-    return counts.reshape(-1, 256).astype(jnp.int32)
+    bits = jnp.arange(16, dtype=jnp.uint8)[None, None, None, None]
+    high, low = (
+        (part[..., None] == bits).astype(jnp.bfloat16)  # [N, H, W, C, 16]
+        for part in (images >> 4, images & 15)
+    )
+    counts = jnp.einsum("nyxch,nyxcl->nchl", high, low, preferred_element_type=jnp.float32)
+    return counts.reshape(*counts.shape[:2], 256).astype(jnp.int32)
 
 
-def point_table(
-    op: Int[Array, ""], level: Float[Array, ""], counts: Int[Array, "256"]
-) -> UInt8[Array, "256"]:
-    """Returns by what an operation replaces each value of a channel.
+def point_tables(
+    op: Int[Array, ""], level: Float[Array, ""], counts: Int[Array, "C 256"]
+) -> UInt8[Array, "C 256"]:
+    """Returns by what an operation replaces each value of each channel.
 
     Args:
       op: The index of the operation; one that changes no values has the identity.
       level: The strength, -10 to 10, of which the absolute value counts.
-      counts: [256] int32, the number of pixels with each value.
+      counts: [C, 256] int32, the number of pixels with each value.
 
     Returns:
-      [256] uint8.
+      [C, 256] uint8.
     """
     values, level = jnp.arange(256, dtype=jnp.int32), jnp.abs(level)
-    dropped = 4 + jnp.trunc(level * 0.4).astype(jnp.int32)  # bits
-    mask = ~((1 << jnp.minimum(dropped, 7)) - 1)
+    dropped = jnp.minimum(4 + jnp.trunc(level * 0.4), 7).astype(jnp.int32)  # bits
     threshold = 256 - jnp.trunc(level * 25.6).astype(jnp.int32)
     tables = {
-        "autocontrast": autocontrast_table(counts),
-        "equalize": equalize_table(counts),
-        "posterize": values & mask,
+        "autocontrast": jax.vmap(autocontrast_table)(counts),
+        "equalize": jax.vmap(equalize_table)(counts),
+        "posterize": values >> dropped << dropped,
         "solarize": jnp.where(values < threshold, values, 255 - values),
     }
-    table = values
-    for name, other in tables.items():
-        table = jnp.where(op == AUGMIX_OPERATIONS.index(name), other, table)
-    return table.astype(jnp.uint8)
+    chosen = [op == AUGMIX_OPERATIONS.index(name) for name in tables]
+    chosen = jnp.stack([*chosen, ~jnp.stack(chosen).any()])
+    stack = jnp.stack([jnp.broadcast_to(t, counts.shape) for t in (*tables.values(), values)])
+    # A product, for XLA would make a table that is selected otherwise anew for every pixel on CPU.
+    dtype = jnp.float32
+    return jnp.einsum("o,ocv->cv", chosen.astype(dtype), stack.astype(dtype)).astype(jnp.uint8)
 
 
 def equalize_table(counts: Int[Array, "256"]) -> Int[Array, "256"]:

@@ -33,7 +33,7 @@ def augmix(images: UInt8[Array, "M B H W C"], plan: AugMixPlan) -> Float[Array, 
       AugMix, arXiv 1912.02781.
     """
     num_chains, num_slots = plan.ops.shape[2:]
-    used = jnp.arange(num_slots) < plan.depth[..., None]
+    used = jnp.arange(num_slots)[None, None, None] < plan.depth[..., None]
     ops = jnp.where(used, plan.ops, IDENTITY)  # [M, B, W, D]
     slots = [jnp.moveaxis(x.reshape(-1, num_slots), 1, 0) for x in (ops, plan.levels)]
     copies = jnp.repeat(images[:, :, None], num_chains, axis=2)  # [M, B, W, H, W, C]

@@ -191,8 +191,8 @@ def sample_augmix(
     op_key, level_key, sign_key, depth_key, weight_key, ratio_key = jax.random.split(key, 6)
     slots = (*shape, width, depth or 3)
     levels = jax.random.uniform(level_key, slots, minval=0.1, maxval=severity)
-    if alpha == 1:  # without rejection: a point of equal density is one of exponential variates
-        weights = jax.random.exponential(weight_key, (*shape, width))
+    if alpha == 1:  # without the rejections of gamma variates
+        weights = jnp.maximum(jax.random.exponential(weight_key, (*shape, width)), 1e-9)
         weights /= weights.sum(-1, keepdims=True)
     else:
         weights = jax.random.dirichlet(weight_key, jnp.full(width, float(alpha)), shape)

@@ -249,7 +249,7 @@ def test_augmix_leaves_the_rest_of_the_plan_as_it_is(msda_beta):
     settings = {"alpha": 2.0, "msda_beta": msda_beta, "msda_prob": 0.5}
     plans = draw(**settings, augmix_fn=AUGMIX_FN)
     views = [plans.view] + ([] if msda_beta is None else [plans.msda.partner])
-    levels = np.stack([view.augmix.levels for view in views])  # [views, steps, M, B, W, D]
+    levels = np.stack([view.augmix.levels for view in views])  # [views, steps, M, B, J, D]
     assert len(np.unique(levels)) > 0.99 * levels.size  # none is used twice, but by chance
     plans = plans.replace(view=plans.view.replace(augmix=None))
     if msda_beta is not None:

@@ -2,9 +2,10 @@
 
 An operation moves pixels by an affine map, or replaces every value of a channel by a table. Hence
 one warp and one look-up do for all of them, and images in a batch may have different operations.
-Each computes what Pillow does.
+Each computes what Pillow does; interpolated values
+may differ by 1.
 
-Glossary: M members, B positions of the batch, W chains, D slots of a chain, [H, W, C] an image.
+Glossary: M members, B positions of the batch, J chains, D slots of a chain, [H, W, C] an image.
 """
 
 import functools
@@ -34,12 +35,12 @@ def augmix(images: UInt8[Array, "M B H W C"], plan: AugMixPlan) -> Float[Array, 
     """
     num_chains, num_slots = plan.ops.shape[2:]
     used = jnp.arange(num_slots)[None, None, None] < plan.depth[..., None]
-    ops = jnp.where(used, plan.ops, IDENTITY)  # [M, B, W, D]
+    ops = jnp.where(used, plan.ops, IDENTITY)  # [M, B, J, D]
     slots = [jnp.moveaxis(x.reshape(-1, num_slots), 1, 0) for x in (ops, plan.levels)]
-    copies = jnp.repeat(images[:, :, None], num_chains, axis=2)  # [M, B, W, H, W, C]
+    copies = jnp.repeat(images[:, :, None], num_chains, axis=2)  # [M, B, J, H, W, C]
     chains, _ = jax.lax.scan(
         lambda chains, slot: (apply_operations(chains, *slot), None),
-        copies.reshape(-1, *images.shape[2:]),  # [M B W, H, W, C]
+        copies.reshape(-1, *images.shape[2:]),  # [M B J, H, W, C]
         slots,
     )
     dtype = plan.ratios.dtype

@@ -1,7 +1,7 @@
 """The plan of a batch: everything random about it, as indices and scalars, without a pixel.
 
 Glossary: M members, B positions of the batch, b repetitions of an image, N training images; for
-AugMix: W chains, D slots of a chain.
+AugMix: J chains, D slots of a chain.
 """
 
 from collections.abc import Callable
@@ -29,10 +29,10 @@ AUGMIX_OPERATIONS = (
 class AugMixPlan:
     """Chains of operations on each image, and how they are mixed with it."""
 
-    ops: jax.Array  # [M, B, W, D] int32, in AUGMIX_OPERATIONS
-    levels: jax.Array  # [M, B, W, D] float32, strengths from -10 to 10; the sign is a direction
-    depth: jax.Array  # [M, B, W] int32, the slots that the chain uses
-    weights: jax.Array  # [M, B, W] float32, of the chains, sum to 1 over W
+    ops: jax.Array  # [M, B, J, D] int32, in AUGMIX_OPERATIONS
+    levels: jax.Array  # [M, B, J, D] float32, strengths from -10 to 10; the sign is a direction
+    depth: jax.Array  # [M, B, J] int32, the slots that the chain uses
+    weights: jax.Array  # [M, B, J] float32, of the chains, sum to 1 over J
     ratios: jax.Array  # [M, B] float32, the image's part; the chains have the rest
 
 
@@ -177,7 +177,7 @@ def sample_augmix(
     Args:
       key: The key.
       shape: (M, B).
-      width: The number of chains, W.
+      width: The number of chains, J.
       depth: The number of operations of a chain; 0: 1 to 3, at random.
       severity: The highest level; the levels are uniform from 0.1 to it.
       alpha: The concentration of the weights' Dirichlet and of the ratios' Beta distribution.

@@ -2,8 +2,7 @@
 
 An operation moves pixels by an affine map, or replaces every value of a channel by a table. Hence
 one warp and one look-up do for all of them, and images in a batch may have different operations.
-Each computes what Pillow does; interpolated values
-may differ by 1.
+Each computes what Pillow does; values between pixels may differ by 1.
 
 Glossary: M members, B positions of the batch, J chains, D slots of a chain, [H, W, C] an image.
 """

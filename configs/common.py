@@ -76,6 +76,14 @@ def get_config(method: str = DEFAULT_METHOD) -> ml_collections.ConfigDict:
     config.msda.beta = 1.0  # the ratio is drawn from Beta(beta, beta)
     config.msda.prob = 0.5  # fraction of the images that are mixed
 
+    config.augment = ml_collections.ConfigDict()  # beside the crops and flips of config.dataset
+    # Mix each image with chains of operations on it, such as rotations (arXiv 1912.02781).
+    config.augment.augmix = False
+    config.augment.augmix_width = 3  # chains of an image
+    config.augment.augmix_depth = 0  # operations of a chain; 0: 1 to 3, at random
+    config.augment.augmix_severity = 3.0  # highest level; levels are uniform from 0.1 to it
+    config.augment.augmix_alpha = 1.0  # concentration of the Dirichlet and Beta of the mixing
+
     config.dataset = ml_collections.ConfigDict()
     config.dataset.name = "cifar100"  # a name in mixmo_jax.datasets.DATASETS
     # A folder with the data, or the archive itself. "": where tensorflow-datasets keeps its own.

@@ -10,13 +10,19 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mixmo_jax.input_pipeline.plan import epoch_order, local_part, sample_batch_plan
+from mixmo_jax.input_pipeline.plan import (
+    epoch_order,
+    local_part,
+    sample_augmix,
+    sample_batch_plan,
+)
 
 NUM_IMAGES = 43
 BATCH = 16
 STEPS = 400
 # The least p-value of a goodness-of-fit test. The keys are fixed, so a test passes always or never.
 MIN_P = 1e-4
+AUGMIX_FN = functools.partial(sample_augmix, width=3, depth=0, severity=3.0, alpha=1.0)
 # A mean may be this many standard errors from its expectation: less than one in a million.
 MAX_ERRORS = 5
 
@@ -238,6 +244,20 @@ def test_share_of_mixed_images(prob):
         assert_share(mixed, prob)
 
 
+@pytest.mark.parametrize("msda_beta", [None, 1.0])
+def test_augmix_leaves_the_rest_of_the_plan_as_it_is(msda_beta):
+    settings = {"alpha": 2.0, "msda_beta": msda_beta, "msda_prob": 0.5}
+    plans = draw(**settings, augmix_fn=AUGMIX_FN)
+    views = [plans.view] + ([] if msda_beta is None else [plans.msda.partner])
+    levels = np.stack([view.augmix.levels for view in views])  # [views, steps, M, B, J, D]
+    assert len(np.unique(levels)) > 0.99 * levels.size  # none is used twice, but by chance
+    plans = plans.replace(view=plans.view.replace(augmix=None))
+    if msda_beta is not None:
+        partner = plans.msda.partner.replace(augmix=None)
+        plans = plans.replace(msda=plans.msda.replace(partner=partner))
+    chex.assert_trees_all_equal(plans, draw(**settings))
+
+
 def test_no_msda_plan_without_pixel_mixing():
     assert draw(msda_beta=None).msda is None
 
@@ -271,7 +291,7 @@ def test_plans_follow_from_key_and_step_alone():
 
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
 def test_local_parts_together_are_the_plan(count):
-    plan = at_step(draw(alpha=2.0, msda_beta=1.0, msda_prob=0.5), 0)
+    plan = at_step(draw(alpha=2.0, msda_beta=1.0, msda_prob=0.5, augmix_fn=AUGMIX_FN), 0)
     parts = [local_part(plan, device, count) for device in range(count)]
 
     def join(path, leaf, *leaves):

@@ -98,7 +98,7 @@ def test_folder_that_cannot_be_written(tmp_path, config, dataset):
 
 
 def test_run_of_an_older_version_is_read(tmp_path, config, dataset):
-    """Fields that were renamed, and one that did not exist yet."""
+    """Fields that were renamed, and some that did not exist yet."""
     workdir.open_run(tmp_path, config, dataset)
     old = json.loads((tmp_path / workdir.CONFIG).read_text())
     mixmo = old["mixmo"]
@@ -109,7 +109,7 @@ def test_run_of_an_older_version_is_read(tmp_path, config, dataset):
     }.items():
         mixmo[name] = mixmo.pop(new)
     mixmo["root"] = 2.5
-    del old["input_repetition"]
+    del old["input_repetition"], old["augment"]
     (tmp_path / workdir.CONFIG).write_text(json.dumps(old))
     config.mixmo.weight_root = 2.5
     assert workdir.read_config(tmp_path) == config

@@ -37,12 +37,14 @@ def crop_and_flip(
 
 
 def normalize(
-    images: UInt8[Array, "*shape C"], mean: tuple[float, ...], std: tuple[float, ...]
+    images: UInt8[Array, "*shape C"] | Float[Array, "*shape C"],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
 ) -> Float[Array, "*shape C"]:
     """Scales to [0, 1] and standardizes each channel.
 
     Args:
-      images: [..., C] uint8.
+      images: [..., C] uint8, or float from 0 to 255.
       mean: The mean of each channel, on the scale 0 to 1.
       std: The standard deviation of each channel, on the same scale.
 

@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from mixmo_jax.datasets import Dataset
 from mixmo_jax.datasets.dataset import Rows
 from mixmo_jax.input_pipeline.augment import crop_and_flip, normalize
-from mixmo_jax.input_pipeline.plan import BatchPlan, View, sample_batch_plan
+from mixmo_jax.input_pipeline.augmix import augmix
+from mixmo_jax.input_pipeline.plan import BatchPlan, View, sample_augmix, sample_batch_plan
 from mixmo_jax.mixing.mixmo import loss_weights, mixmo_masks, patch_probability
 from mixmo_jax.mixing.msda import mix_pixels, msda_masks
 from mixmo_jax.mixing.unmix import unmix_strength
@@ -112,6 +113,8 @@ def make_batch(
         images: UInt8[Array, "M B H W C"], labels: Int[Array, "M B"], view: View
     ) -> tuple[Float[Array, "M B H W C"], Float[Array, "M B K"]]:
         images = crop_and_flip(images, view, crop_padding)
+        if view.augmix is not None:
+            images = augmix(images, view.augmix)
         return normalize(images, mean, std), jax.nn.one_hot(labels, num_classes)
 
     images, targets = preprocess(raw.images, raw.labels, plan.view)
@@ -142,7 +145,15 @@ def make_plan_fn(config: ml_collections.ConfigDict, num_images: int) -> Callable
     """Returns `plan(key, step, order)`, which draws the plan of a step as the config says."""
     steps = steps_per_epoch(config, num_images)
     num_epochs = config.num_epochs
-    mixmo = config.mixmo
+    mixmo, augment, augmix_fn = config.mixmo, config.augment, None
+    if augment.augmix:
+        augmix_fn = functools.partial(
+            sample_augmix,
+            width=augment.augmix_width,
+            depth=augment.augmix_depth,
+            severity=augment.augmix_severity,
+            alpha=augment.augmix_alpha,
+        )
     draw = functools.partial(
         sample_batch_plan,
         steps_per_epoch=steps,
@@ -155,6 +166,7 @@ def make_plan_fn(config: ml_collections.ConfigDict, num_images: int) -> Callable
         msda_beta=None if config.msda.method == "none" else config.msda.beta,
         msda_prob=config.msda.prob,
         input_repetition=config.input_repetition,
+        augmix_fn=augmix_fn,
     )
 
     def plan(key: Key[Array, ""], step: Int[Array, ""] | int, order: Int[Array, "N"]) -> BatchPlan:

@@ -1,12 +1,39 @@
 """The plan of a batch: everything random about it, as indices and scalars, without a pixel.
 
-Glossary: M members, B positions of the batch, b repetitions of an image, N training images.
+Glossary: M members, B positions of the batch, b repetitions of an image, N training images; for
+AugMix: J chains, D slots of a chain.
 """
+
+from collections.abc import Callable
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
+
+# The operations of AugMix: those that no common corruption of test images resembles.
+AUGMIX_OPERATIONS = (
+    "autocontrast",
+    "equalize",
+    "posterize",
+    "rotate",
+    "solarize",
+    "shear_x",
+    "shear_y",
+    "translate_x",
+    "translate_y",
+)
+
+
+@flax.struct.dataclass
+class AugMixPlan:
+    """Chains of operations on each image, and how they are mixed with it."""
+
+    ops: jax.Array  # [M, B, J, D] int32, in AUGMIX_OPERATIONS
+    levels: jax.Array  # [M, B, J, D] float32, strengths from -10 to 10; the sign is a direction
+    depth: jax.Array  # [M, B, J] int32, the slots that the chain uses
+    weights: jax.Array  # [M, B, J] float32, of the chains, sum to 1 over J
+    ratios: jax.Array  # [M, B] float32, the image's part; the chains have the rest
 
 
 @flax.struct.dataclass
@@ -16,6 +43,7 @@ class View:
     index: jax.Array  # [M, B] int32, in the training split
     offset: jax.Array  # [M, B, 2] int32, the top left corner of the crop in the padded image
     flip: jax.Array  # [M, B] bool
+    augmix: AugMixPlan | None = None
 
 
 @flax.struct.dataclass
@@ -78,6 +106,7 @@ def sample_batch_plan(
     msda_beta: float | None = None,
     msda_prob: float = 0.0,
     input_repetition: float = 0.0,
+    augmix_fn: Callable[..., AugMixPlan] | None = None,
 ) -> BatchPlan:
     """Draws the plan of the whole batch of one step.
 
@@ -100,6 +129,7 @@ def sample_batch_plan(
       msda_beta: The concentration of the pixel ratios' Beta distribution; None: no pixel mixing.
       msda_prob: The fraction of the images mixed with a partner.
       input_repetition: The fraction of the positions at which all members see the same image.
+      augmix_fn: `(key, shape) → AugMixPlan`, see `sample_augmix`; None: no AugMix.
 
     Returns:
       The plan.
@@ -121,20 +151,62 @@ def sample_batch_plan(
         index_key, partner_key = jax.random.split(partner_key)
         partner = jax.random.randint(index_key, shape, 0, len(order))
         msda = MSDAPlan(
-            partner=_augmentation(partner_key, partner, crop_padding, flip),
+            partner=_augmentation(partner_key, partner, crop_padding, flip, augmix_fn),
             mixed=jax.random.bernoulli(mixed_key, msda_prob, shape),
             ratios=sample_beta(beta_key, msda_beta, shape),
             mask_keys=jax.random.split(box_key, shape),
         )
     use_patch = jax.random.bernoulli(patch_key, patch_prob)
     return BatchPlan(
-        view=_augmentation(view_key, index, crop_padding, flip),
+        view=_augmentation(view_key, index, crop_padding, flip, augmix_fn),
         msda=msda,
         use_patch=use_patch,
         mask_index=jax.random.permutation(role_key, num_members),
         ratios=sample_dirichlet(ratio_key, alpha, shape),
         mask_keys=jax.random.split(mask_key, batch_size),
         unmix=None if unmix is None else jnp.where(use_patch, unmix, 0.0),
+    )
+
+
+def sample_augmix(
+    key: Key[Array, ""],
+    shape: tuple[int, int],
+    *,
+    width: int,
+    depth: int,
+    severity: float,
+    alpha: float,
+) -> AugMixPlan:
+    """Draws how AugMix augments each image.
+
+    Args:
+      key: The key.
+      shape: (M, B).
+      width: The number of chains, J.
+      depth: The number of operations of a chain; 0: 1 to 3, at random.
+      severity: The highest level; the levels are uniform from 0.1 to it.
+      alpha: The concentration of the weights' Dirichlet and of the ratios' Beta distribution.
+
+    Returns:
+      The plan, with D = depth or 3 slots in a chain.
+
+    References:
+      AugMix, arXiv 1912.02781.
+    """
+    op_key, level_key, sign_key, depth_key, weight_key, ratio_key = jax.random.split(key, 6)
+    slots = (*shape, width, depth or 3)
+    levels = jax.random.uniform(level_key, slots, minval=0.1, maxval=severity)
+    if alpha == 1:  # without the rejections of gamma variates
+        weights = jnp.maximum(jax.random.exponential(weight_key, (*shape, width)), 1e-9)
+        weights /= weights.sum(-1, keepdims=True)
+    else:
+        weights = jax.random.dirichlet(weight_key, jnp.full(width, float(alpha)), shape)
+    return AugMixPlan(
+        ops=jax.random.randint(op_key, slots, 0, len(AUGMIX_OPERATIONS)),
+        levels=jnp.where(jax.random.bernoulli(sign_key, 0.5, slots), levels, -levels),
+        depth=jax.random.randint(depth_key, slots[:-1], depth or 1, (depth or 3) + 1),
+        weights=weights,
+        ratios=sample_beta(ratio_key, alpha, shape),
     )
 
 
@@ -216,11 +288,13 @@ def _repeat(key, group, shape, repetitions, input_repetition):
     )
 
 
-def _augmentation(key, index, crop_padding, flip):
+def _augmentation(key, index, crop_padding, flip, augmix_fn):
     """A view of the images at `index`, with an augmentation of its own for each."""
     offset_key, flip_key = jax.random.split(key)
     return View(
         index=index,
         offset=jax.random.randint(offset_key, (*index.shape, 2), 0, 2 * crop_padding + 1),
         flip=jax.random.bernoulli(flip_key, 0.5 if flip else 0.0, index.shape),
+        # A key beside the others, so that these stay as they are without AugMix.
+        augmix=augmix_fn and augmix_fn(jax.random.fold_in(key, 2), index.shape),
     )

@@ -1,0 +1,295 @@
+"""Tests of AugMix: its operations against Pillow's, image by image, its plan, and its mixture."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+from scipy import stats
+
+from mixmo_jax import config as config_lib
+from mixmo_jax.datasets import Dataset, Split
+from mixmo_jax.files import read_json
+from mixmo_jax.input_pipeline.augmix import (
+    apply_operations,
+    augmix,
+    dot_histograms,
+    histograms,
+    scatter_histograms,
+)
+from mixmo_jax.input_pipeline.batch import Batch, gather, planned_indices
+from mixmo_jax.input_pipeline.plan import AUGMIX_OPERATIONS, local_part, sample_augmix
+from mixmo_jax.runs.metric_writer import RESULTS
+from mixmo_jax.train import train
+from mixmo_jax.training.loop import Trainer
+
+# The least p-value of a goodness-of-fit test. The keys are fixed, so a test passes always or never.
+MIN_P = 1e-4
+
+# None of them moves a source just to an edge: there float32 and Pillow's float64 may disagree.
+LEVELS = (0.1, 0.5, 1.3, 2.9, 3.0, 4.7, 7.3, 9.99)
+SHAPES = ((32, 32, 3), (17, 23, 3), (9, 8, 1), (64, 48, 1))
+
+
+def affine(image, matrix):
+    return image.transform(image.size, Image.AFFINE, matrix, resample=Image.BILINEAR)
+
+
+# Each operation of the authors' program: Pillow's image and a level with a sign → Pillow's image.
+PILLOW = {
+    "autocontrast": lambda image, level: ImageOps.autocontrast(image),
+    "equalize": lambda image, level: ImageOps.equalize(image),
+    "posterize": lambda image, level: ImageOps.posterize(image, 4 - int(abs(level) * 4 / 10)),
+    "rotate": lambda image, level: image.rotate(int(level * 30 / 10), resample=Image.BILINEAR),
+    "solarize": lambda image, level: ImageOps.solarize(image, 256 - int(abs(level) * 256 / 10)),
+    "shear_x": lambda image, level: affine(image, (1, level * 0.3 / 10, 0, 0, 1, 0)),
+    "shear_y": lambda image, level: affine(image, (1, 0, 0, level * 0.3 / 10, 1, 0)),
+    "translate_x": lambda image, level: affine(
+        image, (1, 0, int(level * (image.width / 3) / 10), 0, 1, 0)
+    ),
+    "translate_y": lambda image, level: affine(
+        image, (1, 0, 0, 0, 1, int(level * (image.height / 3) / 10))
+    ),
+}
+# What interpolates may round to the neighboring gray level; all others are exact.
+TOLERANCE = {"rotate": 1, "shear_x": 1, "shear_y": 1}
+
+
+def sample_images(shape):
+    """Images [N, H, W, C] of noise, gradients, few and close values, and one value."""
+    rng = np.random.default_rng(0)
+    height, width, _ = shape
+    rows, columns = np.mgrid[:height, :width]
+    gradients = [
+        rows * 255 // (height - 1),
+        columns * 255 // (width - 1),
+        60 + (rows + columns) % 90,
+    ]
+    images = [
+        rng.integers(0, 256, shape),
+        rng.integers(40, 171, shape),
+        rng.integers(0, 2, shape) * 255,
+        rng.integers(99, 102, shape),
+        rng.integers(0, 256, shape) ** 4 // 255**3,
+        np.where(rng.random(shape) < 0.02, rng.integers(0, 256, shape), 37),
+        *(np.broadcast_to(g[..., None], shape) for g in gradients),
+        *(np.full(shape, value) for value in (0, 128, 255)),
+    ]
+    return np.stack(images).astype(np.uint8)
+
+
+def apply(name, images, levels):
+    op = jnp.full(len(images), [*AUGMIX_OPERATIONS, "identity"].index(name))
+    return np.asarray(
+        jax.jit(apply_operations)(jnp.asarray(images), op, jnp.asarray(levels, jnp.float32))
+    )
+
+
+def in_pillow(name, images, levels):
+    results = []
+    for image, level in zip(images, np.asarray(levels, np.float32), strict=True):
+        picture = Image.fromarray(image if image.shape[-1] == 3 else image[..., 0])
+        results.append(np.asarray(PILLOW[name](picture, float(level))).reshape(image.shape))
+    return np.stack(results)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", AUGMIX_OPERATIONS)
+def test_operations_equal_those_of_pillow(name, shape):
+    images = sample_images(shape)
+    levels = np.ravel([LEVELS, np.negative(LEVELS)])
+    images, levels = np.repeat(images, len(levels), 0), np.tile(levels, len(images))
+    expected = in_pillow(name, images, levels).astype(int)
+    difference = np.abs(apply(name, images, levels) - expected)
+    assert difference.max() <= TOLERANCE.get(name, 0)
+    assert (difference > 0).mean() < 0.02
+
+
+def test_autocontrast_equals_that_of_pillow_for_every_range():
+    """Also where double precision ends just below an integer."""
+    pairs = np.array([(low, high) for low in range(256) for high in range(low, 256)])
+    low, high = pairs[..., None].repeat(256, -1).transpose(1, 0, 2)
+    images = np.clip(np.arange(256), low, high).astype(np.uint8).reshape(-1, 16, 16, 1)
+    name, levels = "autocontrast", np.ones(len(images))
+    chex.assert_trees_all_equal(apply(name, images, levels), in_pillow(name, images, levels))
+
+
+@pytest.mark.parametrize("size", [(16, 16), (23, 24), (32, 48), (64, 64)])
+def test_equalize_equals_that_of_pillow_for_many_histograms(size):
+    rng = np.random.default_rng(1)
+    images = np.clip(
+        rng.normal(
+            rng.uniform(0, 255, (200, 1, 1, 1)),
+            10 ** rng.uniform(0, 2, (200, 1, 1, 1)),
+            (200, *size, 1),
+        ),
+        0,
+        255,
+    ).astype(np.uint8)
+    levels = np.ones(len(images))
+    chex.assert_trees_all_equal(
+        apply("equalize", images, levels), in_pillow("equalize", images, levels)
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_both_ways_to_count_values_agree(shape):
+    images = sample_images(shape)
+    expected = [
+        [np.bincount(channel, minlength=256) for channel in image.reshape(-1, shape[2]).T]
+        for image in images
+    ]
+    for count in (scatter_histograms, dot_histograms, histograms):
+        chex.assert_trees_all_equal(np.asarray(count(jnp.asarray(images))), np.array(expected))
+
+
+@pytest.mark.parametrize("name", ["rotate", "shear_x", "shear_y", "translate_x", "translate_y"])
+def test_geometric_operations_without_strength_change_nothing(name):
+    images = sample_images((17, 23, 3))
+    chex.assert_trees_all_equal(apply(name, images, np.zeros(len(images))), images)
+
+
+def test_the_identity_changes_nothing():
+    images = sample_images((17, 23, 3))
+    chex.assert_trees_all_equal(apply("identity", images, np.full(len(images), 9.0)), images)
+
+
+def draw(shape=(2, 12), **settings):
+    settings = {"width": 3, "depth": 0, "severity": 3.0, "alpha": 1.0, **settings}
+    return sample_augmix(jax.random.key(0), shape, **settings)
+
+
+def random_images(shape=(2, 12, 16, 16, 3)):
+    return jnp.asarray(np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8))
+
+
+def in_pillow_mixed(images, plan):
+    """AugMix as in the authors' program: image by image, chain by chain."""
+    mixed = np.zeros(images.shape)
+    for m, b in np.ndindex(images.shape[:2]):
+        for chain, weight in enumerate(plan.weights[m, b]):
+            image = images[m, b]
+            for slot in range(plan.depth[m, b, chain]):
+                name = AUGMIX_OPERATIONS[plan.ops[m, b, chain, slot]]
+                image = in_pillow(name, image[None], plan.levels[m, b, chain, slot][None])[0]
+            mixed[m, b] += weight * image.astype(float)
+        ratio = plan.ratios[m, b]
+        mixed[m, b] = ratio * images[m, b] + (1 - ratio) * mixed[m, b]
+    return mixed
+
+
+@pytest.mark.parametrize("settings", [{}, {"width": 2, "depth": 2, "severity": 10.0}])
+def test_mixture_equals_that_of_the_authors_program(settings):
+    images, plan = random_images(), draw(**settings)
+    actual = jax.jit(augmix)(images, plan)
+    assert actual.dtype == jnp.float32
+    expected = in_pillow_mixed(np.asarray(images), jax.device_get(plan))
+    # A gray level off may be stretched by the operations after it.
+    difference = np.abs(actual - expected)
+    assert (difference > 0.01).mean() < 0.02
+    assert difference.max() < 12
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("alpha", [0.001, 1.0, 5.0])
+@pytest.mark.parametrize("width", [1, 3])
+def test_mixture_is_an_image(channels, alpha, width):
+    images = random_images((2, 12, 9, 14, channels))
+    mixed = jax.jit(augmix)(images, draw(width=width, alpha=alpha, severity=10.0))
+    chex.assert_shape(mixed, images.shape)
+    assert np.isfinite(mixed).all()
+    assert mixed.min() >= -1e-3 and mixed.max() <= 255.001
+
+
+def test_mixture_that_is_all_image():
+    plan, images = draw(), random_images()
+    mixed = augmix(images, plan.replace(ratios=jnp.ones((2, 12))))
+    chex.assert_trees_all_equal(mixed, images.astype(jnp.float32))
+
+
+def test_mixture_of_unused_chains():
+    """The weights sum to 1."""
+    plan, images = draw(), random_images()
+    mixed = augmix(images, plan.replace(depth=jnp.zeros((2, 12, 3), jnp.int32)))
+    chex.assert_trees_all_close(mixed, images.astype(jnp.float32), rtol=1e-5)
+
+
+def test_plan_is_spread_as_in_the_authors_program():
+    plan = jax.device_get(draw((2, 3000), severity=4.0))
+    chex.assert_shape([plan.ops, plan.levels], (2, 3000, 3, 3))
+    for integers, first in ((plan.ops, 0), (plan.depth, 1)):
+        counts = np.bincount(integers.ravel() - first)
+        assert len(counts) == (9 if first == 0 else 3)
+        assert stats.chisquare(counts).pvalue > MIN_P
+    assert abs((plan.levels > 0).mean() - 0.5) < 0.01
+    assert stats.kstest(np.abs(plan.levels).ravel(), stats.uniform(0.1, 3.9).cdf).pvalue > MIN_P
+    assert stats.kstest(plan.ratios.ravel(), "uniform").pvalue > MIN_P
+    chex.assert_trees_all_close(plan.weights.sum(-1), np.ones((2, 3000), np.float32), atol=1e-6)
+    for weights in np.moveaxis(plan.weights, -1, 0):  # Dirichlet(1, 1, 1): the mean is 1 / 3
+        assert stats.kstest(weights.ravel(), stats.beta(1, 2).cdf).pvalue > MIN_P
+
+
+@pytest.mark.parametrize("alpha", [0.5, 3.0])
+def test_concentration_of_weights_and_ratios(alpha):
+    plan = jax.device_get(draw((2, 3000), alpha=alpha))
+    assert stats.kstest(plan.ratios.ravel(), stats.beta(alpha, alpha).cdf).pvalue > MIN_P
+    for weights in np.moveaxis(plan.weights, -1, 0):
+        marginal = stats.beta(alpha, 2 * alpha)
+        assert stats.kstest(weights.ravel(), marginal.cdf).pvalue > MIN_P
+
+
+def test_plan_of_a_fixed_depth():
+    plan = draw(width=2, depth=5, severity=0.1)
+    chex.assert_shape(plan.ops, (2, 12, 2, 5))
+    assert (plan.depth == 5).all()
+    chex.assert_trees_all_close(jnp.abs(plan.levels), jnp.full(plan.levels.shape, 0.1))
+
+
+def tiny_trainer(*overrides):
+    fields = ("model.name=tiny", "num_epochs=1", "batch_size=8", "optimizer.warmup_steps=0")
+    rng = np.random.default_rng(0)
+    split = Split(rng.integers(0, 256, (32, 8, 8, 1), np.uint8), np.arange(32, dtype=np.int32) % 2)
+    dataset = Dataset(split, split, None, ("even", "odd"), (0.5,), (0.25,))
+    overrides = [f"--config.{field}" for field in (*fields, *overrides)]
+    return Trainer(config_lib.parse("digits:cut_mixmo+cutmix", overrides)[1], dataset), dataset
+
+
+def plan_and_batch(trainer, dataset, count=1):
+    """A plan and what the network is fed, in the parts of `count` devices."""
+    order = jnp.arange(32, dtype=jnp.int32)
+    images, labels = jnp.asarray(dataset.train.images), jnp.asarray(dataset.train.labels)
+    plan = trainer.plan_fn(jax.random.key(0), 1, order)
+
+    @jax.jit
+    def make_part(index):
+        part = local_part(plan, index, count)
+        raw = gather(images, labels, *planned_indices(part), (8, 8, 1))
+        return trainer.batch_fn(raw, part)
+
+    parts = [make_part(index) for index in range(count)]
+    axes = Batch(images=1, masks=1, targets=1, weights=1)
+    return plan, jax.tree.map(lambda axis, *x: jnp.concatenate(x, axis), axes, *parts)
+
+
+def test_two_devices_compute_the_batch_of_one():
+    trainer, dataset = tiny_trainer("augment.augmix=True")
+    one, two = (plan_and_batch(trainer, dataset, count)[1] for count in (1, 2))
+    chex.assert_trees_all_close(one, two, rtol=1e-6, atol=1e-6)
+    plain = plan_and_batch(*tiny_trainer())[1]
+    assert (jnp.abs(one.images - plain.images) > 0.01).mean() > 0.5
+
+
+def test_a_run_with_augmix(tmp_path):
+    """The images come from the host; the picture shows what the network is fed."""
+    fields = {
+        "model.name": "tiny",
+        "num_epochs": 1,
+        "batch_size": 192,
+        "augment.augmix": True,
+        "dataset.placement": "host",
+    }
+    overrides = [f"--config.{name}={value}" for name, value in fields.items()]
+    train(config_lib.parse("digits:cut_mixmo+cutmix", overrides)[1], tmp_path)
+    assert (tmp_path / "training_inputs.png").exists()
+    assert np.isfinite(read_json(tmp_path / RESULTS)["scores"]["nll"])

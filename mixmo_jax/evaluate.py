@@ -68,6 +68,12 @@ def evaluate_run(
     results.update(
         _evaluate(model, dataset, title, of, folder / "reliability.png", folder / LOGITS)
     )
+    if config.optimizer.ema_decay:
+        average = load_network(folder, config, allow_unfinished=allow_unfinished, ema=True)
+        logits = Model([average], model.ensemble).logits(_in_memory(dataset.test))
+        scores = metrics.ensemble_metrics(logits, dataset.test.labels, model.ensemble)
+        results["ema_scores"] = scores
+        print(f"  accuracy of the moving average of the weights: {scores['accuracy']:.2%}")
     step = network.epoch * steps_per_epoch(config, len(dataset.train))
     write_results(folder, results, step)
     print(f"  results in {folder / RESULTS}; pictures: {_pictures(folder)}")

@@ -25,6 +25,7 @@ from mixmo_jax.errors import InputError, Interrupted
 from mixmo_jax.evaluate import evaluate_run
 from mixmo_jax.evaluation import metrics
 from mixmo_jax.files import read_json
+from mixmo_jax.inference.loading import load
 from mixmo_jax.input_pipeline import streaming
 from mixmo_jax.runs import metric_writer, plots, terminal, workdir
 from mixmo_jax.runs.metric_writer import RESULTS
@@ -267,6 +268,37 @@ def test_calls_go_on_inside_an_epoch(dataset, placement):
     assert len(parts) == len(whole) - 2
     for part, call in zip(parts, whole[2:], strict=True):
         chex.assert_trees_all_equal(part, call)
+
+
+def test_moving_average_of_the_variables(dataset):
+    """It follows the raw ones, and changes nothing about them."""
+    raw, losses = run_steps(Trainer(tiny_config(), dataset), [1] * 3)
+    trainer = Trainer(tiny_config("cut_mixmo", "--config.optimizer.ema_decay=0.5"), dataset)
+    state, same_losses = run_steps(trainer, [1] * 3)
+    np.testing.assert_array_equal(losses, same_losses)
+    chex.assert_trees_all_equal(state.replace(ema=None, key=None), raw.replace(key=None))
+    average = trainer.create_state().variables
+    for steps in (1, 2, 3):
+        now = run_steps(trainer, [1] * steps)[0].variables
+        decay = min(0.5, steps / (steps + 10))
+        average = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, average, now)  # noqa: B023
+    chex.assert_trees_all_close(state.ema, average, rtol=1e-5, atol=1e-7)
+
+
+def test_run_evaluates_the_moving_average_beside_the_raw_weights(tmp_path):
+    fields = ("optimizer.ema_decay=0.9", "optimizer.schedule=cosine", "label_smoothing=0.1")
+    config = tiny_config("linear_mixmo", *(f"--config.{field}" for field in fields))
+    train(config, tmp_path)
+    last = metric_writer.read_metrics(tmp_path)[-1]
+    results = read_json(tmp_path / RESULTS)
+    assert last["ema_test"]["nll"] == pytest.approx(results["ema_scores"]["nll"])
+    assert last["test"]["nll"] == pytest.approx(results["scores"]["nll"])
+    images = datasets.load(config.dataset).test.images[:8]
+    raw, average = (load(tmp_path, ema=ema).logits(images) for ema in (False, True))
+    assert np.abs(raw - average).max() > 0
+    config.num_epochs += 1
+    with pytest.raises(InputError, match="done the steps with another learning rate"):
+        train(config, tmp_path)
 
 
 def test_validation_split_selects_the_epoch(tmp_path, monkeypatch, capsys):

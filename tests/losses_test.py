@@ -69,3 +69,10 @@ def test_loss_and_gradient_are_finite_and_exact_for_extreme_logits(scale):
     # The gradient of the cross-entropy is the error of the probabilities.
     expected = weights[..., None] * (jax.nn.softmax(scale * logits) - targets) / B
     chex.assert_trees_all_close(gradient, expected, atol=1e-6)
+
+
+def test_label_smoothing_spreads_a_part_of_the_targets():
+    logits, targets, weights = (jnp.asarray(array, jnp.float32) for array in random_inputs())
+    smoothed = weighted_cross_entropy(logits, targets, weights, 0.3)
+    expected = weighted_cross_entropy(logits, 0.7 * targets + 0.3 / K, weights)
+    chex.assert_trees_all_close(smoothed, expected, rtol=1e-6)

@@ -129,3 +129,37 @@ def test_configs_add_weight_decay_to_the_gradient(spec, gradient):
     updates, _ = tx.update({"bias": jnp.zeros(2)}, tx.init(params), params)
     expected = -schedule(0) * 1.9 * gradient * jnp.ones(2)
     chex.assert_trees_all_close(updates["bias"], expected, rtol=1e-6)
+
+
+def test_cosine_starts_at_the_peak_and_ends_at_0():
+    overrides = [f"--config.{f}" for f in ("optimizer.schedule=cosine", "num_epochs=4")]
+    _, settings = config.parse("digits:mimo", overrides)
+    settings.optimizer.warmup_steps = 1  # 4 with b = 4
+    rates = learning_rates(settings, 25, np.arange(1, 102))
+    peak = settings.optimizer.learning_rate / 4
+    cosine = peak * (1 + np.cos(np.pi * np.arange(101) / 100)) / 2
+    warmup = np.minimum(np.arange(1, 102) / 4, 1)
+    np.testing.assert_allclose(rates, cosine * warmup, atol=1e-7)
+
+
+def first_update(gradient, *overrides):
+    _, settings = config.parse("digits", [f"--config.optimizer.{f}" for f in overrides])
+    tx, schedule = optimizers.create_optimizer(settings, steps_per_epoch=10)
+    params = {"kernel": jnp.zeros(2)}
+    updates, _ = tx.update({"kernel": jnp.asarray(gradient)}, tx.init(params), params)
+    return np.asarray(updates["kernel"]) / float(schedule(0))
+
+
+def test_gradients_are_clipped_by_their_norm():
+    """Long ones keep their direction, short ones everything; 0 clips nothing."""
+    plain = first_update([3.0, 4.0])
+    np.testing.assert_allclose(first_update([3.0, 4.0], "clip_norm=0.5"), plain / 10, rtol=1e-6)
+    np.testing.assert_array_equal(first_update([3.0, 4.0], "clip_norm=6.0"), plain)
+    np.testing.assert_array_equal(first_update([3.0, 4.0], "clip_norm=0.0"), plain)
+
+
+def test_adamw_moves_by_the_learning_rate_whatever_the_gradient():
+    for gradient in ([1e-3, -5.0], [7.0, -1e-3]):
+        with jax.numpy_dtype_promotion("standard"):  # optax's Adam promotes its count
+            moved = first_update(gradient, "name=adamw")
+        np.testing.assert_allclose(moved, [-1, 1], rtol=1e-4)

@@ -22,6 +22,7 @@ def load(
     *,
     ensemble: str | None = None,
     allow_unfinished: bool = False,
+    ema: bool = False,
 ) -> Model:
     """Loads the network of a finished run, or the ensemble of several runs.
 
@@ -33,6 +34,8 @@ def load(
       ensemble: How the members are combined, "logits" or "probabilities"; by default as the
         (first) run's config says.
       allow_unfinished: Whether to take the newest checkpoint of a run that is not finished.
+      ema: Whether to take the moving average of the weights, see `optimizer.ema_decay`. No
+        temperature was fitted for it.
 
     Raises:
       InputError: if there is no finished run in a folder, or the runs do not fit together.
@@ -40,11 +43,13 @@ def load(
     if isinstance(paths, (str, pathlib.Path)):
         paths = [paths]
     folders = [expand(path) for path in paths]
-    networks = [load_network(folder, allow_unfinished=allow_unfinished) for folder in folders]
+    options = {"allow_unfinished": allow_unfinished, "ema": ema}
+    networks = [load_network(folder, **options) for folder in folders]
     if not networks:
         raise InputError("paths: none, expected the folder of a run")
     ensemble = ensemble or networks[0].config.evaluation.ensemble
-    return Model(networks, ensemble, _read_temperature(folders, networks, ensemble))
+    temperature = None if ema else _read_temperature(folders, networks, ensemble)
+    return Model(networks, ensemble, temperature)
 
 
 def load_network(
@@ -52,6 +57,7 @@ def load_network(
     config: ml_collections.ConfigDict | None = None,
     *,
     allow_unfinished: bool = False,
+    ema: bool = False,
 ) -> Network:
     """Loads the network of a finished run: that of the best epoch, or else of the last.
 
@@ -60,11 +66,14 @@ def load_network(
       config: The config of the run, if it has been read already.
       allow_unfinished: Whether to take the best checkpoint so far, or else the newest, of a run
         that is not finished.
+      ema: Whether to take the moving average of the variables.
 
     Raises:
       InputError: if there is no finished run in the folder, or it is damaged.
     """
     config = config or workdir.read_config(folder)
+    if ema and not config.optimizer.ema_decay:
+        raise InputError(f"workdir={folder}: has no moving average: optimizer.ema_decay=0.0")
     if not workdir.has_checkpoint(folder):
         raise InputError(f"workdir={folder}: has no checkpoint; train it first")
     info = workdir.read_dataset_info(folder)
@@ -76,7 +85,8 @@ def load_network(
     model = create_model(config.model, len(info["class_names"]))
     images = jax.ShapeDtypeStruct((1, *info["image_shape"]), jnp.float32)
     like = jax.eval_shape(lambda images: model.init(jax.random.key(0), images, train=False), images)
-    step, variables = Checkpoints(folder / workdir.CHECKPOINTS).restore_variables(like)
+    checkpoints = Checkpoints(folder / workdir.CHECKPOINTS)
+    step, variables = checkpoints.restore_variables(like, ema=ema)
     if step != config.num_epochs * epoch_steps and not allow_unfinished:
         done = f"{step // epoch_steps} of {config.num_epochs} epochs are done"
         raise InputError(
@@ -85,7 +95,8 @@ def load_network(
         )
     # Without a validation split it would be that of an abandoned run.
     if "validation" in info["num_images"] and workdir.has_checkpoint(folder, workdir.BEST):
-        step, variables = Checkpoints(folder / workdir.BEST).restore_variables(like)
+        best = Checkpoints(folder / workdir.BEST)
+        step, variables = best.restore_variables(like, ema=ema)
     return Network(
         model=model,
         variables=variables,

@@ -215,8 +215,8 @@ def block_mask(
     places = height - side + 1, width - side + 1
     gamma = ratio.astype(jnp.float32) * (height * width / (side**2 * math.prod(places)))
     corners = jax.random.bernoulli(key, gamma, (*places, features)).astype(jnp.float32)
-    # [h - b + 1, w - b + 1, F] → [h, w, F]: inside where any of the b x b corners above has a block,
-    # along one axis after the other.
+    # [h - b + 1, w - b + 1, F] → [h, w, F]: inside where any of the b x b corners above has a
+    # block, along one axis after the other.
     margin = (side - 1, side - 1)
     for window in ((side, 1, 1), (1, side, 1)):
         padding = [margin if length > 1 else (0, 0) for length in window]

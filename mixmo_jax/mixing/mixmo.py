@@ -95,7 +95,9 @@ def mix_features(
     References:
       MixMo paper, arXiv 2103.06132, equation 2.
     """
-    return len(features) * (masks.astype(features.dtype) * features).sum(0)
+    # Term by term: a TPU's compiler attaches each product and sum to the encoder's convolution.
+    masked = (mask.astype(features.dtype) * x for mask, x in zip(masks, features, strict=True))
+    return len(features) * functools.reduce(jnp.add, masked)
 
 
 def loss_weights(masks: Float[Array, "M B #h #w #F"], weight_root: float) -> Float[Array, "M B"]:

@@ -118,11 +118,12 @@ class Checkpoints:
 
         return self._newest_intact(read)
 
-    def restore_variables(self, like: dict) -> tuple[int, dict]:
+    def restore_variables(self, like: dict, *, ema: bool = False) -> tuple[int, dict]:
         """Restores the network's part of the newest intact state, without the optimizer's.
 
         Args:
           like: The form of the variables, `{"params": …, "batch_stats": …}`.
+          ema: Whether to take their moving average.
 
         Returns:
           The training step at the end of the last epoch that was finished, and the variables. An
@@ -131,7 +132,7 @@ class Checkpoints:
         Raises:
           InputError: if there is no intact checkpoint, or it is of another network.
         """
-        like = _on_first_device(like)
+        like = _on_first_device({"ema": like} if ema else like)
         restore_args = ocp.checkpoint_utils.construct_restore_args(like)
         arguments = ocp.args.PyTreeRestore(like, restore_args=restore_args, partial_restore=True)
 
@@ -141,6 +142,7 @@ class Checkpoints:
             for path, leaf in jax.tree.leaves_with_path(variables):
                 if not isinstance(leaf, jax.Array):  # Orbax leaves what is missing as it was
                     raise KeyError(f"lacks {jax.tree_util.keystr(path)}")
+            variables = variables["ema"] if ema else variables
             return int(folder.name) - len(_read_progress(folder).losses), variables
 
         return self._newest_intact(read)

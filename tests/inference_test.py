@@ -466,3 +466,22 @@ def test_checkpoint_of_another_network_is_refused(run_copy):
     with pytest.raises(InputError, match="checkpoint") as error:
         mixmo_jax.load(run_copy)
     assert "\n" not in str(error.value)
+
+
+def test_selected_members_are_those_of_the_whole(finished_run):
+    model = mixmo_jax.load(finished_run)
+    images = np.random.default_rng(0).integers(0, 256, (5, *model.image_shape), np.uint8)
+    logits = model.logits(images)  # [N, M, K]
+    for members in ([0], [1], [1, 0]):
+        selected = model.select(members)
+        np.testing.assert_allclose(
+            selected.logits(images), logits[:, members], rtol=1e-4, atol=1e-5
+        )
+        assert selected.temperature is None
+    chosen = model.select([1])
+    np.testing.assert_allclose(
+        chosen.fold().predict_proba(images), chosen.predict_proba(images), rtol=1e-4, atol=1e-5
+    )
+    for members in ([], [2], [-1], [0, 0]):
+        with pytest.raises(InputError, match="expected different numbers from 0 to 1"):
+            model.select(members)

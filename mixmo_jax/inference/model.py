@@ -231,6 +231,42 @@ class Model:
         )
         return Model([folded], self.ensemble, self.temperature)
 
+    def select(self, members: Sequence[int]) -> "Model":
+        """Returns the ensemble of some members of every network: their heads, and all encoders.
+
+        It costs the same, as all heads share one core network. No temperature is fitted for it.
+
+        Args:
+          members: The numbers of the members, from 0, each once.
+
+        Raises:
+          InputError: if a network lacks one of them.
+        """
+        fewest = min(network.model.num_members for network in self.networks)
+        chosen = np.unique(members)
+        if (
+            not len(chosen)
+            or len(chosen) != len(members)
+            or not 0 <= chosen[0] <= chosen[-1] < fewest
+        ):
+            raise invalid("members", tuple(members), f"different numbers from 0 to {fewest - 1}")
+        networks = []
+        for network in self.networks:
+            params = dict(network.variables["params"])
+            # As there are as many encoders as heads, the first one becomes the sum of all.
+            kernel = params["stem"]["kernel"].sum(0, keepdims=True)
+            empty = jnp.zeros((len(chosen) - 1, *kernel.shape[1:]), kernel.dtype)
+            params["stem"] = {"kernel": jnp.concatenate([kernel, empty])}
+            params["heads"] = jax.tree.map(lambda x: x[np.asarray(members)], params["heads"])
+            networks.append(
+                dataclasses.replace(
+                    network,
+                    model=network.model.clone(num_members=len(chosen)),
+                    variables={**network.variables, "params": params},
+                )
+            )
+        return Model(networks, self.ensemble)
+
     def make_predict_fn(self) -> Callable[[jax.Array], jax.Array]:
         """Returns `predict_proba` as a JAX function in float32, with the weights inside.
 

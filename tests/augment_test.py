@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mixmo_jax.input_pipeline import augment
 from mixmo_jax.input_pipeline.augment import crop_and_flip, normalize
 from mixmo_jax.input_pipeline.plan import View
 
@@ -25,7 +26,10 @@ def make_view(offset, flip):
     )
 
 
-def test_crop_and_flip_equal_padding_and_slicing():
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_crop_and_flip_equal_padding_and_slicing(monkeypatch, platform):
+    if platform == "tpu":  # what a TPU would compute
+        monkeypatch.setattr(augment, "pick", augment.pick_by_product)
     rng = np.random.default_rng(1)
     images, padding = random_images(), 4
     offset = rng.integers(2 * padding + 1, size=(*SHAPE[:2], 2))

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from mixmo_jax.input_pipeline.plan import View
 
@@ -26,14 +26,53 @@ def crop_and_flip(
     columns = jnp.arange(width, dtype=jnp.int32)[None, None]
     columns = jnp.where(view.flip[..., None], width - 1 - columns, columns)
     columns = columns + view.offset[..., 1:] - padding  # [M, B, W]
-    # Products with one-hot rows are exact for uint8 in any precision, and black outside of the
-    # image. Of slices, a TPU would cut out one after the other.
-    pick_rows = jax.nn.one_hot(rows, height, dtype=jnp.float32)
-    pick_columns = jax.nn.one_hot(columns, width, dtype=jnp.float32)
-    crops = images.astype(jnp.float32)
-    crops = jnp.einsum("mbhi,mbijc->mbhjc", pick_rows, crops)
-    crops = jnp.einsum("mbwj,mbhjc->mbhwc", pick_columns, crops)
-    return crops.astype(images.dtype)
+    return jax.lax.platform_dependent(images, rows, columns, tpu=pick_by_product, default=pick)
+
+
+def pick(
+    images: UInt8[Array, "M B H W C"], rows: Int[Array, "M B h"], columns: Int[Array, "M B w"]
+) -> UInt8[Array, "M B h w C"]:
+    """Picks rows and columns of each image; those outside of it are black.
+
+    Args:
+      images: [M, B, H, W, C] uint8.
+      rows: [M, B, h] int32.
+      columns: [M, B, w] int32.
+
+    Returns:
+      [M, B, h, w, C] uint8.
+    """
+    height, width = images.shape[2:4]
+    inside = ((rows >= 0) & (rows < height))[..., :, None] & ((columns >= 0) & (columns < width))[
+        ..., None, :
+    ]
+    rows, columns = rows.clip(0, height - 1), columns.clip(0, width - 1)
+    picked = jnp.take_along_axis(images, rows[..., None, None], 2, mode="promise_in_bounds")
+    picked = jnp.take_along_axis(picked, columns[..., None, :, None], 3, mode="promise_in_bounds")
+    return jnp.where(inside[..., None], picked, jnp.uint8(0))
+
+
+def pick_by_product(
+    images: UInt8[Array, "M B H W C"], rows: Int[Array, "M B h"], columns: Int[Array, "M B w"]
+) -> UInt8[Array, "M B h w C"]:
+    """The same as `pick` for a TPU, which would go from image to image in a loop.
+
+    Products with one-hot vectors are exact for uint8 in any precision. The channels stay off the
+    last axis, which a TPU pads to 128.
+    """
+    height, width, channels = images.shape[2:]
+    count = columns.shape[-1]
+    # The columns on the flat axis of [W, C]; one-hot vectors of negative ones are 0.
+    start = jnp.where((columns >= 0) & (columns < width), columns * channels, -channels)
+    flat = start[..., None, :] + jnp.arange(channels, dtype=jnp.int32)[None, None, :, None]
+    flat = flat.reshape(*flat.shape[:2], channels * count)  # [M, B, C * w]
+    of_rows = jax.nn.one_hot(rows, height, dtype=jnp.float32)  # [M, B, h, H]
+    of_columns = jax.nn.one_hot(flat, width * channels, dtype=jnp.float32)  # [M, B, C * w, W * C]
+    picked = images.reshape(*images.shape[:3], width * channels).astype(jnp.float32)
+    picked = jnp.einsum("mbhi,mbik->mbhk", of_rows, picked)
+    picked = jnp.einsum("mbnk,mbhk->mbhn", of_columns, picked)
+    picked = picked.reshape(*picked.shape[:3], channels, count).astype(images.dtype)
+    return picked.swapaxes(3, 4)  # [M, B, h, C, w] → [M, B, h, w, C]
 
 
 def normalize(

@@ -150,7 +150,6 @@ def compare(
     rows = summarize(variants, runs, configs)
     first = variants[0].folder(output, seeds[0])
     results = {
-        "command": sys.argv,
         "config": config,
         "overrides": overrides,
         "scored": "validation" if validation else "test",

@@ -84,6 +84,8 @@ def _train_along(config: ml_collections.ConfigDict) -> None:
     """
     trainer = Trainer(config, _agree(config, datasets.load(config.dataset)))
     state, begun = _share(trainer.create_state(), EpochProgress())
+    if trainer.epochs_done(state, begun) == config.num_epochs:
+        return
     with StopSignals() as signals:
         state, begun = trainer.train(state, begun, outputs=None, stop=signals.requested)
     if trainer.epochs_done(state, begun) < config.num_epochs:

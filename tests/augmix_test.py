@@ -268,7 +268,7 @@ def plan_and_batch(trainer, dataset, count=1):
         return trainer.batch_fn(raw, part)
 
     parts = [make_part(index) for index in range(count)]
-    axes = Batch(images=1, masks=1, targets=1, weights=1)
+    axes = Batch(images=1, masks=1, targets=1, weights=1, unmix=None)
     return plan, jax.tree.map(lambda axis, *x: jnp.concatenate(x, axis), axes, *parts)
 
 

@@ -583,12 +583,6 @@ def test_images_that_the_encoders_would_cut(dataset):
     Trainer(tiny_config(), odd)
 
 
-def test_several_processes_are_refused(dataset, monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(InputError, match="2 processes: expected one"):
-        Trainer(tiny_config(), dataset)
-
-
 def test_batch_not_a_multiple_of_the_devices(dataset, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 5)
     with pytest.raises(InputError, match="batch_size=192: expected a multiple of the 5 devices"):

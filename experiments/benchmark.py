@@ -26,7 +26,8 @@ from mixmo_jax import devices
 from mixmo_jax.commands import run_command
 from mixmo_jax.datasets import Dataset, Split
 from mixmo_jax.files import write_json
-from mixmo_jax.inference.model import Model, Network
+from mixmo_jax.inference.model import Model
+from mixmo_jax.inference.network import Network
 from mixmo_jax.input_pipeline.batch import gather, planned_indices
 from mixmo_jax.input_pipeline.plan import epoch_order
 from mixmo_jax.input_pipeline.streaming import create_feed

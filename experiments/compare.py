@@ -283,7 +283,7 @@ def format_table(rows: list[dict]) -> str:
             real = row["p"] is not None and row["p"] < _SIGNIFICANT
             cells.append(f"**{cell}**" if name == "accuracy (%)" and real else cell)
         if with_published:
-            cells.append(" – ".join(f"{v:.2f}" for v in sorted(set(row["published"] or ()))))
+            cells.append(" – ".join(f"{v:.2f}" for v in row["published"] or ()))
         is_compared = row["p"] is not None
         cells.append(f"{row['difference']:+.2f}" if is_compared else "")
         cells.append(f"{row['p']:.3f}" if is_compared else "")

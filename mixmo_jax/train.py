@@ -23,7 +23,8 @@ from mixmo_jax.runs.metric_writer import METRICS, MetricWriter, discard_results,
 from mixmo_jax.runs.signals import StopSignals
 from mixmo_jax.runs.terminal import Progress
 from mixmo_jax.training.checkpoints import BestCheckpoint, Checkpoints, EpochProgress
-from mixmo_jax.training.loop import Outputs, Trainer
+from mixmo_jax.training.loop import Trainer
+from mixmo_jax.training.outputs import Outputs
 from mixmo_jax.training.step import TrainState
 
 

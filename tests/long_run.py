@@ -20,6 +20,7 @@ from mixmo_jax.runs import workdir
 from mixmo_jax.runs.metric_writer import MetricWriter
 from mixmo_jax.training import loop
 from mixmo_jax.training.checkpoints import Checkpoints
+from mixmo_jax.training.outputs import Outputs
 
 FIELDS = {
     "model.name": "tiny",
@@ -77,7 +78,7 @@ def train(folder: pathlib.Path, method: str, placement: str, num_epochs: str) ->
         MetricWriter(folder, 0) as writer,
     ):
         watch = Watch(checkpoints)
-        outputs = loop.Outputs(checkpoints, None, writer, watch)
+        outputs = Outputs(checkpoints, None, writer, watch)
         trainer.train(trainer.create_state(), outputs=outputs)
     return watch.measured
 

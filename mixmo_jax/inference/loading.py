@@ -9,7 +9,8 @@ import ml_collections
 
 from mixmo_jax.errors import InputError, invalid, shown
 from mixmo_jax.files import expand, is_number, read_json, reading
-from mixmo_jax.inference.model import Model, Network
+from mixmo_jax.inference.model import Model
+from mixmo_jax.inference.network import Network
 from mixmo_jax.input_pipeline.batch import steps_per_epoch
 from mixmo_jax.models import create_model
 from mixmo_jax.runs import workdir

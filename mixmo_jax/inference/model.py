@@ -3,7 +3,6 @@
 Glossary: N images [H, W, C], M members, K classes.
 """
 
-import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -16,43 +15,9 @@ from mixmo_jax.datasets.decode import decode_images
 from mixmo_jax.errors import InputError, invalid
 from mixmo_jax.evaluation import calibration
 from mixmo_jax.evaluation.ensemble import ENSEMBLES, ensemble_log_probs
-from mixmo_jax.evaluation.logits import make_logits_fn
 from mixmo_jax.files import expand, read_bytes
+from mixmo_jax.inference.network import Network
 from mixmo_jax.input_pipeline.augment import normalize
-from mixmo_jax.models import MixMoNet
-
-
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """One trained network and the description of its images and classes.
-
-    Attributes:
-      model: The network.
-      variables: Its parameters and BatchNorm statistics.
-      class_names: [K].
-      image_shape: (H, W, C).
-      mean: The mean of each channel, on the scale 0 to 1.
-      std: The standard deviation of each channel, on the same scale.
-      batch_size: The most images that are computed at once.
-      config: The config of its run, if it has one.
-      epoch: The epoch after which it was saved, if it is of a run.
-    """
-
-    model: MixMoNet
-    variables: dict
-    class_names: tuple[str, ...]
-    image_shape: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    batch_size: int = 256
-    config: ml_collections.ConfigDict | None = None
-    epoch: int | None = None
-
-    def logits(self, images: np.ndarray, *, preprocess: bool = True) -> np.ndarray:
-        """Computes logits of images that fit: [N, H, W, C] → [N, M, K], see `Model.logits`."""
-        statistics = {"mean": self.mean, "std": self.std} if preprocess else {}
-        logits_fn = make_logits_fn(self.model, batch_size=self.batch_size, **statistics)
-        return logits_fn(self.variables, images)
 
 
 class Model:
@@ -220,16 +185,7 @@ class Model:
         """
         if len(self.networks) > 1 or self.ensemble != "logits":
             raise InputError("fold: only one network, whose logits are averaged, folds into one")
-        (network,) = self.networks
-        params = dict(network.variables["params"])
-        params["stem"] = {"kernel": params["stem"]["kernel"].sum(0, keepdims=True)}
-        params["heads"] = jax.tree.map(lambda x: x.mean(0, keepdims=True), params["heads"])
-        folded = dataclasses.replace(
-            network,
-            model=network.model.clone(num_members=1),
-            variables={**network.variables, "params": params},
-        )
-        return Model([folded], self.ensemble, self.temperature)
+        return Model([self.networks[0].fold()], self.ensemble, self.temperature)
 
     def select(self, members: Sequence[int]) -> "Model":
         """Returns the ensemble of some members of every network: their heads, and all encoders.
@@ -250,21 +206,7 @@ class Model:
             or not 0 <= chosen[0] <= chosen[-1] < fewest
         ):
             raise invalid("members", tuple(members), f"different numbers from 0 to {fewest - 1}")
-        networks = []
-        for network in self.networks:
-            params = dict(network.variables["params"])
-            # As there are as many encoders as heads, the first one becomes the sum of all.
-            kernel = params["stem"]["kernel"].sum(0, keepdims=True)
-            empty = jnp.zeros((len(chosen) - 1, *kernel.shape[1:]), kernel.dtype)
-            params["stem"] = {"kernel": jnp.concatenate([kernel, empty])}
-            params["heads"] = jax.tree.map(lambda x: x[np.asarray(members)], params["heads"])
-            networks.append(
-                dataclasses.replace(
-                    network,
-                    model=network.model.clone(num_members=len(chosen)),
-                    variables={**network.variables, "params": params},
-                )
-            )
+        networks = [network.select(members) for network in self.networks]
         return Model(networks, self.ensemble)
 
     def make_predict_fn(self) -> Callable[[jax.Array], jax.Array]:

@@ -17,7 +17,8 @@ from mixmo_jax.configs import common, tiny_imagenet
 from mixmo_jax.datasets.archives import DAMAGE, Files
 from mixmo_jax.errors import InputError
 from mixmo_jax.files import ARRAY_DAMAGE, expand, reading, too_large
-from mixmo_jax.inference.model import Model, Network
+from mixmo_jax.inference.model import Model
+from mixmo_jax.inference.network import Network
 from mixmo_jax.models import NETWORKS, MixMoNet
 
 StateDict = Mapping[str, np.ndarray]

@@ -21,12 +21,11 @@ from typing import NamedTuple, TypeVar
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-from jax.sharding import SingleDeviceSharding
 
 from mixmo_jax.errors import InputError, warn
 from mixmo_jax.files import read_json, reading, write_json, writing
 from mixmo_jax.training.checksums import verify_checksums, write_checksums
+from mixmo_jax.training.orbax_state import read_part, read_state, write_state
 
 State = TypeVar("State")
 
@@ -107,14 +106,9 @@ class Checkpoints:
         Raises:
           InputError: if there is no intact checkpoint, or it is of another form.
         """
-        arguments = ocp.args.StandardRestore(_on_first_device(_fields(like)))
 
         def read(folder: pathlib.Path) -> tuple[State, EpochProgress]:
-            with _checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-                found = checkpointer.restore(_state_folder(folder).absolute(), args=arguments)
-            found = jax.tree.map(_with_key, _fields(like), found)
-            state = found if isinstance(like, dict) else like.replace(**found)
-            return state, _read_progress(folder)
+            return read_state(_state_folder(folder), like), _read_progress(folder)
 
         return self._newest_intact(read)
 
@@ -132,18 +126,12 @@ class Checkpoints:
         Raises:
           InputError: if there is no intact checkpoint, or it is of another network.
         """
-        like = _on_first_device({"ema": like} if ema else like)
-        restore_args = ocp.checkpoint_utils.construct_restore_args(like)
-        arguments = ocp.args.PyTreeRestore(like, restore_args=restore_args, partial_restore=True)
+        like = {"ema": like} if ema else like
 
         def read(folder: pathlib.Path) -> tuple[int, dict]:
-            with _checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-                variables = checkpointer.restore(_state_folder(folder).absolute(), args=arguments)
-            for path, leaf in jax.tree.leaves_with_path(variables):
-                if not isinstance(leaf, jax.Array):  # Orbax leaves what is missing as it was
-                    raise KeyError(f"lacks {jax.tree_util.keystr(path)}")
-            variables = variables["ema"] if ema else variables
-            return int(folder.name) - len(_read_progress(folder).losses), variables
+            variables = read_part(_state_folder(folder), like)
+            finished = int(folder.name) - len(_read_progress(folder).losses)
+            return finished, variables["ema"] if ema else variables
 
         return self._newest_intact(read)
 
@@ -184,7 +172,7 @@ class Checkpoints:
             try:
                 _check_free_space(self._folder, state)
                 part.mkdir()
-                _write_state(part / _STATE, state)
+                write_state(part / _STATE, state)
                 values = {"losses": progress.losses.tolist(), "seconds": progress.seconds}
                 write_json(part / _EPOCH, values)
                 write_checksums(part)
@@ -241,44 +229,6 @@ class BestCheckpoint(Checkpoints):
             self._delete(earlier)
 
 
-def _write_state(folder: pathlib.Path, state) -> None:
-    with (
-        writing(folder, ValueError),  # of TensorStore
-        _checkpointer(ocp.StandardCheckpointHandler()) as checkpointer,
-    ):
-        # NumPy's arrays: Orbax does not take those of one process of several.
-        arrays = jax.tree.map(lambda leaf: np.asarray(_without_key(leaf)), _fields(state))
-        checkpointer.save(folder.absolute(), args=ocp.args.StandardSave(arrays))
-
-
-def _checkpointer(handler: ocp.CheckpointHandler) -> ocp.Checkpointer:
-    """Orbax's checkpointer for the first process alone, which waits for no other."""
-    alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
-    return ocp.Checkpointer(handler, multiprocessing_options=alone)
-
-
-def _fields(state) -> dict:
-    """The fields of a state, without those that are None: other versions may not have them."""
-    fields = state if isinstance(state, dict) else vars(state)
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def _is_key(leaf) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _without_key(leaf):
-    """The numbers of a typed key; any other array as it is."""
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
-
-
-def _with_key(like, leaf):
-    """A typed key of its numbers where `like` has one; versions before 0.2 saved the key itself."""
-    if not _is_key(like) or _is_key(leaf):
-        return leaf
-    return jax.random.wrap_key_data(leaf)
-
-
 def _state_folder(folder: pathlib.Path) -> pathlib.Path:
     old = folder / _OLD_STATE
     return old if old.is_dir() else folder / _STATE
@@ -296,10 +246,3 @@ def _check_free_space(folder: pathlib.Path, state) -> None:
     arrays = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     if shutil.disk_usage(folder).free < 1.05 * arrays + 2**20:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def _on_first_device(like):
-    device = SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), like
-    )

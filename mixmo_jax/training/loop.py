@@ -5,7 +5,6 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Generator
-from typing import NamedTuple, Protocol
 
 import jax
 import ml_collections
@@ -20,9 +19,10 @@ from mixmo_jax.input_pipeline import batch as batch_lib
 from mixmo_jax.input_pipeline.streaming import Call, create_feed
 from mixmo_jax.mixing.unmix import unmix_features
 from mixmo_jax.models import create_model
-from mixmo_jax.training.checkpoints import BestCheckpoint, Checkpoints, EpochProgress
+from mixmo_jax.training.checkpoints import EpochProgress
 from mixmo_jax.training.losses import weighted_cross_entropy
 from mixmo_jax.training.optimizers import create_optimizer, warmup_steps
+from mixmo_jax.training.outputs import Outputs, ProgressDisplay
 from mixmo_jax.training.step import (
     TrainState,
     create_train_state,
@@ -31,30 +31,6 @@ from mixmo_jax.training.step import (
 )
 
 _CALLS_IN_FLIGHT = 2  # left unfinished: the device never waits, and memory is bounded
-
-
-class MetricWriter(Protocol):
-    """Takes the metrics of each epoch, a nested dictionary of numbers."""
-
-    def write(self, epoch_metrics: dict) -> None: ...
-
-
-class ProgressDisplay(Protocol):
-    """Shows how far the training run is."""
-
-    def update(self, num_steps: int, losses: jax.Array) -> None:
-        """Counts finished steps; losses are [devices, steps] and there already."""
-
-    def end_epoch(self, epoch_metrics: dict) -> None: ...
-
-
-class Outputs(NamedTuple):
-    """Where a training run leaves what comes of it."""
-
-    checkpoints: Checkpoints  # of the run
-    best: BestCheckpoint | None  # takes the best state in validation; None without such a split
-    writer: MetricWriter  # takes the metrics of each epoch
-    progress: ProgressDisplay  # shows them, and the steps as they finish
 
 
 class Trainer:

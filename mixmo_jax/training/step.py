@@ -15,6 +15,7 @@ from mixmo_jax.input_pipeline.batch import Batch, RawBatch
 from mixmo_jax.input_pipeline.plan import BatchPlan, local_part
 from mixmo_jax.mixing.unmix import unmix_features
 from mixmo_jax.models import MixMoNet
+from mixmo_jax.models.layers import global_average_pool
 from mixmo_jax.training.losses import weighted_cross_entropy
 
 
@@ -104,14 +105,20 @@ def make_train_step(
         plan = local_part(plan, jax.lax.axis_index(AXIS), jax.lax.axis_size(AXIS))
         batch = batch_fn(fetch_fn(resident, streamed, plan), plan)
 
-        pool = {}
-        if batch.unmix is not None:
-            pool["pool"] = lambda features: unmix_fn(features, batch.masks, batch.unmix)
+        def pool(features):  # [B, h', w', F'] → [B, F'] or [M, B, F']
+            if batch.unmix is None:
+                return global_average_pool(features)
+            return unmix_fn(features, batch.masks, batch.unmix)
 
         def batch_loss(params):
             variables = {"params": params, "batch_stats": state.batch_stats}
             logits, updated = model.apply(  # [M, B, K]
-                variables, batch.images, batch.masks, train=True, mutable=["batch_stats"], **pool
+                variables,
+                batch.images,
+                batch.masks,
+                train=True,
+                pool=pool,
+                mutable=["batch_stats"],
             )
             loss = loss_fn(logits, batch.targets, batch.weights)
             return loss, updated.get("batch_stats", {})

@@ -100,9 +100,11 @@ def test_no_process_outlives_another_for_long(tmp_path, victim):
     assert time.monotonic() - killed < 60
     survivor = [folder, harm.second_folder(folder)][1 - victim]
     assert "error" in harm.err_file(survivor).read_text().lower()
-    # And the run resumes.
+    # And the run resumes. A signal before the first step would end the processes one by one.
+    checkpoints = Checkpoints(folder / workdir.CHECKPOINTS)
+    done = checkpoints.latest_step
     started = harm.start_together(folder, "num_epochs=2000")
-    harm.wait_until(lambda: "epoch" in harm.out_file(folder).read_text(), started[0])
+    harm.wait_until(lambda: checkpoints.latest_step > done, started[0])
     assert "resuming after" in harm.out_file(folder).read_text()
     for process in started:
         process.send_signal(signal.SIGTERM)

@@ -92,6 +92,8 @@ def get_config(method: str = DEFAULT_METHOD) -> ml_collections.ConfigDict:
     # Larger files of the data, and images, are refused: damage or malice could fill the memory.
     config.dataset.max_file_bytes = 2**28
     config.dataset.max_image_pixels = 3 * 2**24
+    # The first so many of the training images, in the order of the data, are used. 0: all.
+    config.dataset.num_train_images = 0
     # Fraction of every class's training images that is set apart to select the best epoch and to
     # fit the temperature. 0: none; then the last epoch counts.
     config.dataset.validation_fraction = 0.0

@@ -240,6 +240,18 @@ def test_a_part_of_the_images_for_training_can_be_set_apart(config):
     np.testing.assert_allclose(fraction, 0.1, atol=0.005)
 
 
+def test_the_first_training_images_alone(config):
+    whole = datasets.load(config)
+    config.num_train_images = 100
+    data = datasets.load(config)
+    np.testing.assert_array_equal(data.train.images, whole.train.images[:100])
+    np.testing.assert_array_equal(data.train.labels, whole.train.labels[:100])
+    np.testing.assert_array_equal(data.test.images, whole.test.images)
+    config.num_train_images = len(whole.train) + 1
+    with pytest.raises(InputError, match=r"num_train_images=1438: expected at most the 1,437"):
+        datasets.load(config)
+
+
 def test_the_seed_decides_what_is_set_apart(config):
     config.validation_fraction = 0.1
     apart = []

@@ -37,6 +37,7 @@ INTEGERS = {
     "model.num_members": (1, 1000),
     "dataset.max_file_bytes": (1, 2**40),
     "dataset.max_image_pixels": (1, 178_956_970),
+    "dataset.num_train_images": (0, HUGE),
     "dataset.split_seed": (0, HUGE),
     "dataset.image_size": (8, 10_000),
     "dataset.crop_padding": (0, 1000),

@@ -60,7 +60,7 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
     for name, split in loaded.items():
         _check(f"{config.name}: {name}", split, len(class_names))
         splits[name] = Split(split.images, np.asarray(split.labels, np.int32))
-    splits = _split_off(config, splits)
+    splits = _split_off(config, _limit(config, splits))
     train, validation = splits["train"], splits.get("validation")
     _check_classes(config, train, len(class_names))
     statistics = _statistics(config, train)
@@ -88,6 +88,14 @@ def _check(name, split, num_classes):
     if labels.min() < 0 or labels.max() >= num_classes:
         outside = labels.min() if labels.min() < 0 else labels.max()
         raise InputError(f"{name}: a label {outside}, but {num_classes} classes")
+
+
+def _limit(config, splits):
+    """Returns the splits with as many training images as the config asks for."""
+    count, train = config.num_train_images, splits["train"]
+    if count > len(train):
+        raise invalid("dataset.num_train_images", count, f"at most the {len(train):,} there are")
+    return {**splits, "train": train.subset(np.arange(count))} if count else splits
 
 
 def _split_off(config, splits):

@@ -6,31 +6,33 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mixmo_jax.models.convolution import convolve
+
 # He normal on the fan-in, truncated at two standard deviations; the scale is that after the
 # truncation. The leading axis of a stacked kernel [M, ...] does not count.
 conv_init = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
 stacked_init = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal", batch_axis=(0,))
 
 
-def precision_of(dtype: jnp.dtype) -> jax.lax.Precision:
-    """The precision of products in a dtype: float32 is not rounded to bfloat16 or TF32 on the way.
+class Conv(nn.Module):
+    """A convolution without bias: [B, H, W, I] → [B, h, w, O]."""
 
-    That is JAX's default for float32 on TPU and NVIDIA GPUs.
-    """
-    wide = jnp.dtype(dtype).itemsize >= 4
-    return jax.lax.Precision.HIGHEST if wide else jax.lax.Precision.DEFAULT
+    features: int
+    kernel_size: tuple[int, int]
+    strides: int = 1
+    padding: str | int = "SAME"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (*self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", conv_init, shape, jnp.float32)
+        return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.strides, self.padding)
 
 
 def make_conv(dtype: jnp.dtype, padding: str | int) -> functools.partial:
     """Returns a constructor `conv(features, kernel_size, strides, …)` of one convolution."""
-    return functools.partial(
-        nn.Conv,
-        use_bias=False,
-        kernel_init=conv_init,
-        padding=padding,
-        dtype=dtype,
-        precision=precision_of(dtype),
-    )
+    return functools.partial(Conv, padding=padding, dtype=dtype)
 
 
 def make_norm(dtype: jnp.dtype, train: bool, axis_name: str | None) -> functools.partial:

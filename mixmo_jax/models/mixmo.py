@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from mixmo_jax.mixing.mixmo import mix_features
-from mixmo_jax.models.layers import global_average_pool, precision_of, stacked_init
+from mixmo_jax.models.convolution import convolve, precision_of
+from mixmo_jax.models.layers import global_average_pool, stacked_init
 
 
 class MultiInputStem(nn.Module):
@@ -44,14 +45,7 @@ class MultiInputStem(nn.Module):
         return mix_features(jnp.stack(encoded), masks)  # [M, B, h, w, F] → [B, h, w, F]
 
     def _convolve(self, images, kernel):
-        return jax.lax.conv_general_dilated(
-            images,
-            kernel,
-            window_strides=(self.stride, self.stride),
-            padding=((1, 1), (1, 1)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision=precision_of(self.dtype),
-        )
+        return convolve(images, kernel, self.stride, padding=1)
 
 
 class MultiHead(nn.Module):

@@ -1,7 +1,9 @@
 """MixMo in JAX: an ensemble of subnetworks inside one network, at the price of one."""
 
 import importlib
+import importlib.metadata
 import importlib.util
+import os
 import pathlib
 import sys
 
@@ -28,6 +30,15 @@ def __dir__() -> list[str]:
     return __all__
 
 
+def _hide_false_alarms() -> None:
+    """Keeps jaxlib 0.10 from saying, on many CPUs, that programs from its cache do not fit them.
+
+    They do: github.com/openxla/xla/issues/44565. It must be set before jaxlib is imported.
+    """
+    if importlib.metadata.version("jaxlib").startswith("0.10."):
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
 def _import_configs_of_checkout() -> None:
     """Makes `mixmo_jax.configs` of the folder beside the package; a wheel has it inside."""
     package = pathlib.Path(__file__).parent
@@ -44,4 +55,5 @@ def _import_configs_of_checkout() -> None:
     globals()["configs"] = module
 
 
+_hide_false_alarms()
 _import_configs_of_checkout()

@@ -66,7 +66,7 @@ def requests(draw):
     return jnp.asarray(ratios, dtype), shape
 
 
-@draws(8, 60)
+@draws(3, 60)
 @pytest.mark.parametrize("name", MASKS)
 def test_masks_are_shares_of_any_size_and_dtype(name, count):
     @for_all(count, requests(), st.integers(0, 2**32 - 1))

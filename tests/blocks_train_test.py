@@ -55,7 +55,9 @@ def test_masks_are_drawn_at_the_size_of_the_image(name):
     np.testing.assert_array_equal(drawn[:, ::2, ::3], drawn[:, 1::2, 2::3])
 
 
-@pytest.mark.parametrize("num_members", [2, 3, 4, 5])
+@pytest.mark.parametrize(
+    "num_members", [2, *(pytest.param(m, marks=pytest.mark.stress) for m in (3, 4)), 5]
+)
 def test_every_block_trains_members_that_differ(num_members):
     """A few steps of the tiny network lower the loss of every block; one program for all blocks."""
     model = NETWORKS["tiny"](depth=10, width=1, num_members=num_members, num_classes=2)

@@ -1,5 +1,6 @@
 """Settings for all tests."""
 
+import fcntl
 import os
 import pathlib
 
@@ -61,16 +62,27 @@ def shared_goldens() -> pathlib.Path:
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory) -> pathlib.Path:
     """The folder of a quick run, to be read only."""
-    return _train_digits(tmp_path_factory.mktemp("runs") / "run0", seed=0)
+    return _train_digits(tmp_path_factory, seed=0)
 
 
 @pytest.fixture(scope="session")
 def other_run(tmp_path_factory) -> pathlib.Path:
     """The same with another seed."""
-    return _train_digits(tmp_path_factory.mktemp("runs") / "run1", seed=1)
+    return _train_digits(tmp_path_factory, seed=1)
 
 
-def _train_digits(folder: pathlib.Path, seed: int) -> pathlib.Path:
+def _train_digits(tmp_path_factory, seed: int) -> pathlib.Path:
+    """Trains once for all workers of pytest-xdist, whose folders are in one."""
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / f"run{seed}"
+    with folder.with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if not (folder / "results.json").exists():
+            _train(folder, seed)
+    return folder
+
+
+def _train(folder: pathlib.Path, seed: int) -> None:
     from mixmo_jax import config
     from mixmo_jax.train import train
 
@@ -84,4 +96,3 @@ def _train_digits(folder: pathlib.Path, seed: int) -> pathlib.Path:
     }
     overrides = [f"--config.{name}={value}" for name, value in fields.items()]
     train(config.parse("digits", overrides)[1], folder)
-    return folder

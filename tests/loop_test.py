@@ -356,7 +356,7 @@ def test_eight_devices_and_two_processes_train_the_same_network(tmp_path):
     }
     started = []
     for name, (count, arguments) in runs.items():
-        flags = f"--xla_force_host_platform_device_count={count}"
+        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"
         environment = {**os.environ, "XLA_FLAGS": flags, "JAX_ENABLE_X64": "1"}
         command = [sys.executable, str(script), str(tmp_path / name), *arguments]
         started.append(subprocess.Popen(command, env=environment))

@@ -126,7 +126,7 @@ class Golden:
         return correct(old, new, self.norm_outputs)
 
 
-@pytest.fixture(params=["float32", "float64"])
+@pytest.fixture(params=["float64", pytest.param("float32", marks=pytest.mark.stress)])
 def precision(request):
     # Flax's BatchNorm promotes float64 and float32.
     promotion = "standard" if request.param == "float64" else "strict"

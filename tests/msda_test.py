@@ -331,7 +331,8 @@ def test_unmixed_images_and_targets_are_unchanged(num_members, method):
         return mix_pixels(images, targets, partners, partner_targets, pixels, masks)
 
     ratios = pixel_ratios(num_members, mixed=False)
-    chex.assert_trees_all_equal(mix(ratios), (images, targets))
+    if method == "cutmix":  # slow for all
+        chex.assert_trees_all_equal(mix(ratios), (images, targets))
     chex.assert_trees_all_equal(jax.jit(mix)(ratios), (images, targets))
 
 

@@ -1,5 +1,7 @@
 """Unmixing: what each head sees."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -15,11 +17,13 @@ from mixmo_jax.models import create_model
 from mixmo_jax.models.layers import global_average_pool
 from mixmo_jax.training.loop import Trainer
 
+_draw = jax.jit(mixmo_masks, static_argnames=("block", "shape"))
+
 
 def draw(block, members=3, shape=(12, 10, 4), features=(6, 5, 7)):
     keys = jax.random.split(jax.random.key(0), 4)
     ratios = jax.random.dirichlet(keys[0], jnp.ones(members), (8,)).T  # [M, B]
-    masks = mixmo_masks(
+    masks = _draw(
         ratios,
         jax.random.split(keys[1], 8),
         jax.random.permutation(keys[2], members),
@@ -99,7 +103,8 @@ def test_unmixed_network(name, depth):
     images = jax.random.normal(jax.random.key(1), (3, 2, 16, 16, 3))
     masks, _ = draw("cutmix", shape=model.stem_shape(16, 16))
     masks = masks[:, :2]
-    variables = model.init(jax.random.key(2), images[0], train=False)
+    init = jax.jit(functools.partial(model.init, train=False))
+    variables = init(jax.random.key(2), images[0])
 
     @jax.jit
     def logits(params, strength):

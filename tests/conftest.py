@@ -20,6 +20,8 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
 )
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
+import mixmo_jax  # isort: skip  # noqa: F401, before jax, for what it sets
+
 import beartype
 import jax
 import pytest

@@ -11,10 +11,11 @@ __version__ = "0.2.0"
 
 _LAZY = {
     "Model": "inference.model",
+    "fit": "fitting",
     "from_torch": "inference.torch_checkpoints",
     "load": "inference.loading",
 }
-__all__ = ["Model", "from_torch", "load", "metrics"]
+__all__ = ["Model", "fit", "from_torch", "load", "metrics"]
 
 
 def __getattr__(name: str):

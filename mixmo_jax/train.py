@@ -3,6 +3,7 @@
 import contextlib
 import pathlib
 import signal
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,16 +20,30 @@ from mixmo_jax.input_pipeline.streaming import is_streamed
 from mixmo_jax.mixing.mixmo import patch_probability
 from mixmo_jax.runs import plots, workdir
 from mixmo_jax.runs.lock import lock
-from mixmo_jax.runs.metric_writer import METRICS, MetricWriter, discard_results, read_metrics
+from mixmo_jax.runs.metric_writer import (
+    METRICS,
+    create_writers,
+    discard_results,
+    read_done,
+    read_metrics,
+    started,
+)
 from mixmo_jax.runs.signals import StopSignals
 from mixmo_jax.runs.terminal import Progress
 from mixmo_jax.training.checkpoints import BestCheckpoint, Checkpoints, EpochProgress
 from mixmo_jax.training.loop import Trainer
-from mixmo_jax.training.outputs import Outputs
+from mixmo_jax.training.outputs import MetricWriter, Outputs
 from mixmo_jax.training.step import TrainState
 
 
-def train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, float] | None:
+def train(
+    config: ml_collections.ConfigDict,
+    folder: pathlib.Path,
+    *,
+    dataset: Dataset | None = None,
+    writers: Sequence[MetricWriter] = (),
+    signals: StopSignals | None = None,
+) -> dict[str, float] | None:
     """Trains in a folder, or resumes from its last checkpoint; then evaluates.
 
     On SIGINT or SIGTERM it finishes the step, saves and raises `Interrupted`. Of several processes
@@ -37,6 +52,10 @@ def train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, 
     Args:
       config: The checked config, see `config.parse`.
       folder: The folder of the run, made if it is not there.
+      dataset: The dataset; by default the one that the config names is loaded. A run that began
+        with other images is not resumed with it.
+      writers: Further writers for the metrics, beside those of the files in the folder.
+      signals: What notices the signals; by default as it suits a process of its own.
 
     Returns:
       The final metrics, see `metrics.ensemble_metrics`; None in all processes but the first.
@@ -45,15 +64,23 @@ def train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, 
       InputError: if something is wrong with config, data or folder; nothing is written then.
       FloatingPointError: if the loss or a weight is not finite.
     """
+    signals = signals or StopSignals()
     if not processes.is_first():
-        return _train_along(config)
+        return _train_along(config, dataset, signals)
     with lock(folder):
-        return _train(config, folder)
+        return _train(config, folder, dataset, writers, signals)
 
 
-def _train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, float]:
+def _train(
+    config: ml_collections.ConfigDict,
+    folder: pathlib.Path,
+    given: Dataset | None,
+    writers: Sequence[MetricWriter],
+    signals: StopSignals,
+) -> dict[str, float]:
     workdir.check_run(folder, config)
-    dataset = workdir.restore_statistics(folder, datasets.load(config.dataset))
+    dataset = given or datasets.load(config.dataset)
+    dataset = workdir.restore_statistics(folder, dataset, exact=given is not None)
     dataset = _agree(config, dataset)
     trainer = Trainer(config, dataset)
     counts = [f"{count:,} {split}" for split, count in dataset.num_images.items()]
@@ -69,7 +96,7 @@ def _train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str,
         epochs_done = trainer.epochs_done(state, begun)
         if epochs_done < config.num_epochs:
             print(f"{folder}: {_describe_start(int(state.step), epochs_done, begun)}", flush=True)
-            _run_epochs(trainer, state, begun, folder, checkpoints)
+            _run_epochs(trainer, state, begun, folder, checkpoints, writers, signals)
         else:
             print(f"{folder} is finished (epoch {epochs_done}); evaluating it", flush=True)
     if epoch_metrics := read_metrics(folder):  # none in a run of imported variables
@@ -77,17 +104,19 @@ def _train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str,
     return evaluate.evaluate_run(folder, dataset=dataset)
 
 
-def _train_along(config: ml_collections.ConfigDict) -> None:
+def _train_along(
+    config: ml_collections.ConfigDict, given: Dataset | None, signals: StopSignals
+) -> None:
     """What all processes but the first do of a training run.
 
     Raises:
       Interrupted: if a signal asked one of the processes to stop.
     """
-    trainer = Trainer(config, _agree(config, datasets.load(config.dataset)))
+    trainer = Trainer(config, _agree(config, given or datasets.load(config.dataset)))
     state, begun = _share(trainer.create_state(), EpochProgress())
     if trainer.epochs_done(state, begun) == config.num_epochs:
         return
-    with StopSignals() as signals:
+    with signals:
         state, begun = trainer.train(state, begun, outputs=None, stop=signals.requested)
     if trainer.epochs_done(state, begun) < config.num_epochs:
         raise Interrupted("stopped", signals.received or signal.SIGTERM)
@@ -161,7 +190,7 @@ def _check_extension(trainer: Trainer, step: int, folder: pathlib.Path) -> None:
     for reason, holds in reasons.items():
         if holds:
             raise InputError(
-                f"workdir={folder}: {change} would have {reason}; choose another --workdir"
+                f"workdir={folder}: {change} would have {reason}; choose another workdir"
             )
 
 
@@ -171,6 +200,8 @@ def _run_epochs(
     begun: EpochProgress,
     folder: pathlib.Path,
     checkpoints: Checkpoints,
+    writers: Sequence[MetricWriter],
+    signals: StopSignals,
 ) -> None:
     """Trains to the end.
 
@@ -188,18 +219,19 @@ def _run_epochs(
         warn("the last epoch is mixed linearly, so a run of one epoch never mixes by patches")
     discard_results(folder)  # of fewer epochs
     _draw_training_inputs(trainer, state.key, folder)
+    writers = [*create_writers(folder), *writers]
     with (
-        StopSignals() as signals,
-        MetricWriter(folder, epochs_done) as writer,
+        signals,
+        started(writers, read_done(folder, epochs_done)),
         _best_checkpoint(trainer.dataset, folder, epochs_done * steps) as best,
         Progress(config.num_epochs, steps, config.batch_size, trainer.schedule, step) as progress,
     ):
-        outputs = Outputs(checkpoints, best, writer, progress)
+        outputs = Outputs(checkpoints, best, writers, progress)
         state, begun = trainer.train(state, begun, outputs=outputs, stop=signals.requested)
     if trainer.epochs_done(state, begun) < config.num_epochs:
         checkpoints.wait()
         where = f"stopped after step {int(state.step):,}, which is saved in {folder}"
-        message = f"{where}; the same command resumes there"
+        message = f"{where}; run again, it resumes there"
         raise Interrupted(message, signals.received or signal.SIGTERM)
 
 

@@ -105,7 +105,7 @@ def test_one_of_the_statistics_may_be_given(config):
 @pytest.mark.parametrize("field", ["mean", "std"])
 def test_wrong_number_of_channels(config, field):
     config[field] = (0.5, 0.5, 0.5)
-    message = rf"^dataset\.{field}=\(0\.5, 0\.5, 0\.5\): expected 1 values, one per channel$"
+    message = rf"^dataset\.{field}=\(0\.5, 0\.5, 0\.5\): expected 1 values, one per channel, or "
     with pytest.raises(InputError, match=message):
         datasets.load(config)
 
@@ -123,7 +123,7 @@ def test_flat_images_have_no_deviation(config, source):
 def test_an_unknown_name(config, monkeypatch):
     monkeypatch.setitem(datasets.DATASETS, "mine", None)
     config.name = "imagenet"
-    known = "digits, cifar10, cifar100, tiny_imagenet, image_folder, mine"
+    known = "digits, cifar10, cifar100, tiny_imagenet, image_folder, arrays, mine"
     with pytest.raises(InputError, match=rf"^dataset\.name='imagenet': expected one of {known}$"):
         datasets.load(config)
 

@@ -87,7 +87,7 @@ def test_stopped_run_saves_its_step_and_ends_the_same(undisturbed, tmp_path):
     assert process.wait(timeout=200) == 143
     *_, message = harm.err_file(folder).read_text().splitlines()
     step = int(re.search(r"stopped after step (\d+), which is saved in", message)[1])
-    assert message.endswith("the same command resumes there")
+    assert message.endswith("run again, it resumes there")
     assert (folder / "checkpoints" / str(step) / "SHA256SUMS").exists()
     process = harm.start(folder)
     harm.wait_until(lambda: line(f"resuming after step {step}, in epoch")(folder), process)
@@ -118,6 +118,26 @@ def test_second_signal_ends_at_once():
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr.count("\n")) == (0, 1)
     assert subprocess.run([*command, "twice"], capture_output=True, timeout=50).returncode == 130
+
+
+def test_second_signal_leaves_a_process_that_is_not_the_runs_own():
+    """As in a notebook: `KeyboardInterrupt`, also if Python takes both signals for one."""
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with pytest.raises(KeyboardInterrupt), StopSignals(own_process=False) as signals:
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not signals.requested():
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+    with StopSignals(own_process=False) as signals:
+        for _ in range(2):
+            os.write(signals._writer, bytes([signal.SIGTERM]))
+        while not signals._repeated:
+            time.sleep(0.001)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
 
 
 def test_signal_is_noticed_and_handlers_are_restored(capsys):

@@ -17,7 +17,7 @@ import tiny  # noqa: F401
 from mixmo_jax import config as config_lib
 from mixmo_jax import datasets
 from mixmo_jax.runs import workdir
-from mixmo_jax.runs.metric_writer import MetricWriter
+from mixmo_jax.runs.metric_writer import create_writers, started
 from mixmo_jax.training import loop
 from mixmo_jax.training.checkpoints import Checkpoints
 from mixmo_jax.training.outputs import Outputs
@@ -73,12 +73,10 @@ def train(folder: pathlib.Path, method: str, placement: str, num_epochs: str) ->
     _, config = config_lib.parse(f"digits:{method}", overrides)
     trainer = loop.Trainer(config, datasets.load(config.dataset))
     folder.mkdir()
-    with (
-        Checkpoints(folder / workdir.CHECKPOINTS) as checkpoints,
-        MetricWriter(folder, 0) as writer,
-    ):
+    writers = create_writers(folder)
+    with Checkpoints(folder / workdir.CHECKPOINTS) as checkpoints, started(writers, []):
         watch = Watch(checkpoints)
-        outputs = Outputs(checkpoints, None, writer, watch)
+        outputs = Outputs(checkpoints, None, writers, watch)
         trainer.train(trainer.create_state(), outputs=outputs)
     return watch.measured
 

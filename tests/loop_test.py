@@ -390,7 +390,7 @@ def test_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path, dataset, monkeyp
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(config, whole)
 
-    write = metric_writer.MetricWriter.write
+    write = metric_writer.JsonLinesWriter.write
 
     def stop_in_epoch_3(self, epoch_metrics):
         write(self, epoch_metrics)
@@ -398,7 +398,7 @@ def test_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path, dataset, monkeyp
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(metric_writer.MetricWriter, "write", stop_in_epoch_3)
+        patch.setattr(metric_writer.JsonLinesWriter, "write", stop_in_epoch_3)
         train(config, parts)
     assert not (parts / RESULTS).exists()
     capsys.readouterr()
@@ -541,7 +541,7 @@ def test_resumed_run_keeps_its_best_epoch(tmp_path, monkeypatch):
         return found
 
     monkeypatch.setattr(Trainer, "_evaluate", fake_evaluate)
-    write = metric_writer.MetricWriter.write
+    write = metric_writer.JsonLinesWriter.write
 
     def stop_in_epoch_4(self, epoch_metrics):
         write(self, epoch_metrics)
@@ -549,7 +549,7 @@ def test_resumed_run_keeps_its_best_epoch(tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(metric_writer.MetricWriter, "write", stop_in_epoch_4)
+        patch.setattr(metric_writer.JsonLinesWriter, "write", stop_in_epoch_4)
         train(config, tmp_path)
     with BestCheckpoint(tmp_path / workdir.BEST) as best:
         assert [step // 5 for step in best.steps] == [1, 3]  # epoch 1 is the best up to 2
@@ -578,7 +578,7 @@ def test_images_that_the_encoders_would_cut(dataset):
     odd = dataset.replace(train=Split(images, dataset.train.labels))
     network = ("--config.model.name=preact_resnet", "--config.model.depth=18")
     config = tiny_config("cut_mixmo", *network, "--config.dataset.image_size=9")
-    with pytest.raises(InputError, match="image_size=9: expected a multiple of the"):
+    with pytest.raises(InputError, match="images: 9x9 pixels, expected multiples of the"):
         Trainer(config, odd)
     Trainer(tiny_config(), odd)
 

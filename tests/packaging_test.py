@@ -17,7 +17,7 @@ import importlib.util
 import mixmo_jax, mixmo_jax.main
 from mixmo_jax.configs import common, digits
 from mixmo_jax.runs import workdir
-assert mixmo_jax.load and mixmo_jax.Model and mixmo_jax.from_torch and mixmo_jax.metrics
+assert all(getattr(mixmo_jax, name) for name in mixmo_jax.__all__)
 for name in ("mixmo_jax", "setup", "tests", "experiments"):
     assert importlib.util.find_spec(f"mixmo_jax.{name}") is None, name
 print(mixmo_jax.__version__, mixmo_jax.__file__)

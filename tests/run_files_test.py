@@ -172,7 +172,10 @@ FIELDS = [
     (workdir.DATASET, "num_images", ()),
     (workdir.DATASET, "num_images.train", ()),
     (workdir.DATASET, "num_images.other", ()),
-    (workdir.DATASET, "test_digest", ("null", '"x"', '"5"', '"nan"', '"\\ud800\\n\\u2028"')),
+    *(
+        (workdir.DATASET, f"{split}_digest", ("null", '"x"', '"5"', '"nan"', '"\\ud800\\n\\u2028"'))
+        for split in ("train", "validation", "test")
+    ),
     *((METRICS, field, ()) for field in ("epoch", "step", "test", "validation")),
     *((METRICS, field, ("0", "-1", "1.5")) for field in ("loss", "seconds")),
     *((METRICS, f"test.{field}", ("0", "-1", "1.5")) for field in ("accuracy", "accuracy_member1")),

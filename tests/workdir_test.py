@@ -8,8 +8,7 @@ import pytest
 from mixmo_jax import config as config_lib
 from mixmo_jax import datasets
 from mixmo_jax.errors import InputError
-from mixmo_jax.files import read_json
-from mixmo_jax.runs import metric_writer, workdir
+from mixmo_jax.runs import workdir
 
 
 @pytest.fixture
@@ -121,47 +120,6 @@ def test_damaged_config(tmp_path, config, dataset, text):
     with pytest.raises(InputError, match=r"config\.json"):
         workdir.open_run(tmp_path, config, dataset)
     assert (tmp_path / workdir.CONFIG).read_bytes() == text
-
-
-def test_metrics_beyond_the_checkpoint_are_discarded(tmp_path):
-    with metric_writer.MetricWriter(tmp_path, 0) as writer:
-        for epoch in (1, 2, 3):
-            writer.write({"epoch": epoch, "step": 10 * epoch, "loss": float(epoch), "seconds": 1.0})
-    with metric_writer.MetricWriter(tmp_path, 2) as writer:
-        writer.write({"epoch": 3, "step": 30, "loss": 0.5, "seconds": 1.0})
-    losses = [line["loss"] for line in metric_writer.read_metrics(tmp_path)]
-    assert losses == [1.0, 2.0, 0.5]
-
-
-def test_a_line_that_was_cut_off_is_left_out(tmp_path):
-    with metric_writer.MetricWriter(tmp_path, 0) as writer:
-        for epoch in (1, 2):
-            writer.write({"epoch": epoch, "step": 10 * epoch, "loss": float(epoch), "seconds": 1.0})
-    file = tmp_path / metric_writer.METRICS
-    text = file.read_text()
-    file.write_text(text[:-20])
-    assert [line["epoch"] for line in metric_writer.read_metrics(tmp_path)] == [1]
-    with metric_writer.MetricWriter(tmp_path, 1) as writer:
-        writer.write({"epoch": 2, "step": 20, "loss": 2.0, "seconds": 1.0})
-    assert file.read_text() == text
-    wrong = '{"epoch": "x", "step": 1, "loss": 1.0, "seconds": 1.0}\n'
-    for damage in (text[20:], "{}\n", "5\n", "\0\n", wrong):
-        file.write_text(damage)
-        with pytest.raises(InputError, match=r"metrics\.jsonl: damaged"):
-            metric_writer.read_metrics(tmp_path)
-
-
-def test_results_are_valid_json(tmp_path):
-    """Infinities and NaN, which JSON lacks, are texts that `float` reads back."""
-    numbers = {"ratio_error": float("inf"), "auroc": float("nan"), "low": -float("inf")}
-    results = {"scores": {**numbers, "nll": 0.5}}
-    metric_writer.write_results(tmp_path, results, step=3)
-    expected = {"scores": {"ratio_error": "inf", "auroc": "nan", "low": "-inf", "nll": 0.5}}
-    assert json.loads((tmp_path / metric_writer.RESULTS).read_text()) == expected
-    assert read_json(tmp_path / metric_writer.RESULTS) == expected
-    events, results = sorted(f.name for f in tmp_path.iterdir())
-    assert events.startswith("events.out.tfevents")
-    assert results == metric_writer.RESULTS
 
 
 def test_statistics_of_the_data_are_kept(tmp_path, config, dataset):

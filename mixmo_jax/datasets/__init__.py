@@ -8,19 +8,19 @@ def load_mine(config):  # the fields of config.dataset
 DATASETS["mine"] = load_mine
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import ml_collections
 import numpy as np
 
-from mixmo_jax.datasets import digits
+from mixmo_jax.datasets import arrays, digits
 from mixmo_jax.datasets.cifar import CIFAR10, CIFAR100
 from mixmo_jax.datasets.dataset import Dataset, Split, stratified_split
 from mixmo_jax.datasets.image_folder import IMAGE_FOLDER
 from mixmo_jax.datasets.tiny_imagenet import TINY_IMAGENET
 from mixmo_jax.errors import InputError, invalid, shown
 
-__all__ = ["DATASETS", "Dataset", "Split", "load"]
+__all__ = ["DATASETS", "Dataset", "Split", "from_splits", "load"]
 
 Loader = Callable[[ml_collections.ConfigDict], tuple[dict[str, Split], list[str]]]
 
@@ -33,6 +33,7 @@ DATASETS: dict[str, Loader] = {
     "cifar100": CIFAR100,
     "tiny_imagenet": TINY_IMAGENET,
     "image_folder": IMAGE_FOLDER,
+    "arrays": arrays.load,
 }
 
 
@@ -54,29 +55,54 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
     """
     if config.name not in DATASETS:
         raise invalid("dataset.name", config.name, f"one of {', '.join(DATASETS)}")
-    loaded, class_names = DATASETS[config.name](config)
-    _check_names(config.name, loaded, class_names)
-    splits = {}
-    for name, split in loaded.items():
-        _check(f"{config.name}: {name}", split, len(class_names))
-        splits[name] = Split(split.images, np.asarray(split.labels, np.int32))
-    splits = _split_off(config, _limit(config, splits))
+    return from_splits(config, *DATASETS[config.name](config))
+
+
+def from_splits(
+    config: ml_collections.ConfigDict,
+    splits: Mapping[str, Split],
+    class_names: Sequence[str] | None = None,
+) -> Dataset:
+    """Makes a dataset of images and labels that are there already.
+
+    Args:
+      config: The fields of `config.dataset`; `name` stands in the errors, and those on what is used
+        or set apart and on `mean` and `std` apply.
+      splits: What a loader returns, see `DATASETS`.
+      class_names: The names of the K classes; by default their numbers, as many as "train" has.
+
+    Returns:
+      The dataset, with images [N, H, W, C] uint8 as they are given and labels [N] int32.
+
+    Raises:
+      InputError: if the splits are not what a loader must return, or do not fit the config.
+    """
+    if "train" not in splits or not splits.keys() <= {"train", "test", "validation"}:
+        allowed = "train and perhaps test and validation"
+        raise InputError(f"{config.name}: splits {', '.join(splits)}: expected {allowed}")
+    for name, split in splits.items():
+        _check_arrays(f"{config.name}: {name}", split)
+    for name, split in splits.items():
+        image_shape, expected = split.images.shape[1:], splits["train"].images.shape[1:]
+        if image_shape != expected:
+            reason = f"images have the shape {image_shape}, those of train {expected}"
+            raise InputError(f"{config.name}: {name}: {reason}")
+    splits = _limit(config, splits)
+    if class_names is None:
+        class_names = [str(number) for number in range(len(np.unique(splits["train"].labels)))]
+    _check_classes(config.name, splits, class_names)
+    splits = {
+        name: Split(split.images, np.asarray(split.labels, np.int32))
+        for name, split in splits.items()
+    }
+    splits = _split_off(config, splits)
     train, validation = splits["train"], splits.get("validation")
-    _check_classes(config, train, len(class_names))
     statistics = _statistics(config, train)
     return Dataset(train, splits["test"], validation, tuple(class_names), **statistics)
 
 
-def _check_names(name, splits, class_names):
-    if "train" not in splits or not splits.keys() <= {"train", "test", "validation"}:
-        allowed = "train and perhaps test and validation"
-        raise InputError(f"{name}: splits {', '.join(splits)}: expected {allowed}")
-    if not all(isinstance(class_name, str) for class_name in class_names):
-        raise InputError(f"{name}: class names {shown(class_names)}: expected texts")
-
-
-def _check(name, split, num_classes):
-    """Raises `InputError` unless a split is what every loader promises."""
+def _check_arrays(name, split):
+    """Raises `InputError` unless a split has the arrays that every loader promises."""
     images, labels = split.images, split.labels
     if images.ndim != 4 or images.dtype != np.uint8 or images.shape[-1] not in (1, 3):
         expected = "uint8 [N, H, W, C] with C = 1 or 3"
@@ -85,9 +111,22 @@ def _check(name, split, num_classes):
         raise InputError(f"{name}: {len(images)} images, but labels {labels.shape}")
     if labels.dtype.kind not in "iu":
         raise InputError(f"{name}: labels are {labels.dtype}, expected integers")
-    if labels.min() < 0 or labels.max() >= num_classes:
-        outside = labels.min() if labels.min() < 0 else labels.max()
-        raise InputError(f"{name}: a label {outside}, but {num_classes} classes")
+
+
+def _check_classes(name, splits, class_names):
+    """Raises `InputError` unless the names of the classes fit the labels."""
+    num_classes = len(class_names)
+    if not all(isinstance(class_name, str) for class_name in class_names):
+        raise InputError(f"{name}: class names {shown(class_names)}: expected texts")
+    for split_name, split in splits.items():
+        least, most = split.labels.min(), split.labels.max()
+        if least < 0 or most >= num_classes:
+            outside = least if least < 0 else most
+            expected = f"but {num_classes} classes: expected 0 to {num_classes - 1}"
+            raise InputError(f"{name}: {split_name}: a label {outside}, {expected}")
+    missing = num_classes - len(np.unique(splits["train"].labels))
+    if missing:
+        raise InputError(f"{name}: train: no image of {missing} of the classes")
 
 
 def _limit(config, splits):
@@ -114,12 +153,6 @@ def _split_off(config, splits):
     return splits
 
 
-def _check_classes(config, train, num_classes):
-    missing = set(range(num_classes)) - set(np.unique(train.labels).tolist())
-    if missing:
-        raise InputError(f"{config.name}: train: no image of {len(missing)} of the classes")
-
-
 def _statistics(config, train):
     """Returns the mean and standard deviation of each channel, given or measured."""
     channels = train.images.shape[-1]
@@ -134,7 +167,8 @@ def _statistics(config, train):
     statistics = {"mean": config.mean or mean, "std": config.std or std}
     for field, numbers in statistics.items():
         if len(numbers) != channels:
-            raise invalid(f"dataset.{field}", numbers, f"{channels} values, one per channel")
+            allowed = f"{channels} values, one per channel, or () to measure them"
+            raise invalid(f"dataset.{field}", numbers, allowed)
     if min(statistics["std"]) <= 0:
         raise InputError(f"dataset.name={config.name!r}: a channel of the training images is flat")
     return {field: tuple(float(n) for n in numbers) for field, numbers in statistics.items()}

@@ -121,10 +121,15 @@ class Dataset:
         return self.train.images.shape[1:]
 
     @property
+    def splits(self) -> dict[str, Split]:
+        """The splits that there are, by name."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: split for name, split in splits.items() if split is not None}
+
+    @property
     def num_images(self) -> dict[str, int]:
         """The number of images of each split."""
-        splits = {"train": self.train, "validation": self.validation, "test": self.test}
-        return {name: len(split) for name, split in splits.items() if split is not None}
+        return {name: len(split) for name, split in self.splits.items()}
 
     @property
     def num_classes(self) -> int:

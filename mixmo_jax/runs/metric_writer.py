@@ -1,10 +1,14 @@
-"""The metrics of each epoch as JSON lines and for TensorBoard."""
+"""The metrics of each epoch, as JSON lines, CSV and for TensorBoard; and the final results."""
 
 import contextlib
+import csv
+import io
 import json
 import math
 import pathlib
 import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from mixmo_jax.errors import shown
 from mixmo_jax.files import (
@@ -18,47 +22,111 @@ from mixmo_jax.files import (
     writing,
 )
 
-METRICS, RESULTS = "metrics.jsonl", "results.json"
+if TYPE_CHECKING:  # its module imports Orbax, which takes time
+    from mixmo_jax.training.outputs import MetricWriter
+
+METRICS, CSV, RESULTS = "metrics.jsonl", "metrics.csv", "results.json"
 
 _FINAL = ".final"  # end of the name of the events with the final results
 
 
-class MetricWriter:
-    """Writes a line for each epoch, and TensorBoard events, as a context manager.
+class JsonLinesWriter:
+    """Writes `metrics.jsonl`: the run's own record, from which it resumes. A `MetricWriter`."""
 
-    Args:
-      folder: The folder of the run.
-      epochs_done: The number of epochs that are done; lines of later epochs, from a session that
-        was stopped, are discarded.
-    """
-
-    def __init__(self, folder: pathlib.Path, epochs_done: int):
+    def __init__(self, folder: pathlib.Path):
         self._path = folder / METRICS
-        kept = [m for m in read_metrics(folder) if m["epoch"] <= epochs_done]
-        write_text(self._path, "".join(json.dumps(jsonable(m)) + "\n" for m in kept))
+
+    def start(self, epochs: Sequence[dict]) -> None:
+        """Discards the lines of later epochs, which a session wrote that was stopped."""
+        write_text(self._path, "".join(map(_json_line, epochs)))
         with writing(self._path):
             self._file = self._path.open("a")
-        self._events = _Events(folder, purge_step=kept[-1]["step"] + 1 if kept else None)
-
-    def __enter__(self) -> "MetricWriter":
-        return self
-
-    def __exit__(self, *exception) -> None:
-        with contextlib.suppress(OSError):  # each line was flushed, or its error was raised
-            self._file.close()
-        self._events.close()
 
     def write(self, epoch_metrics: dict) -> None:
-        """Appends the metrics of an epoch, a nested dictionary of numbers.
-
-        Raises:
-          InputError: if they cannot be written.
-        """
+        """Appends a line."""
         with writing(self._path):
-            self._file.write(json.dumps(jsonable(epoch_metrics)) + "\n")
+            self._file.write(_json_line(epoch_metrics))
             self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        with contextlib.suppress(OSError):  # each line was flushed, or its error was raised
+            self._file.close()
+
+
+class CsvWriter:
+    """Writes `metrics.csv`: a row for each epoch, a column for each number. A `MetricWriter`.
+
+    Columns are named as in TensorBoard, "test/accuracy"; a cell is empty where an epoch lacks the
+    number.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        self._path = folder / CSV
+
+    def start(self, epochs: Sequence[dict]) -> None:
+        """Replaces the file."""
+        self._rows = [dict(_flatten(jsonable(epoch_metrics))) for epoch_metrics in epochs]
+        self._replace()
+
+    def write(self, epoch_metrics: dict) -> None:
+        """Appends a row; replaces the file if there are new columns."""
+        row = dict(_flatten(jsonable(epoch_metrics)))
+        self._rows.append(row)
+        if not row.keys() <= set(self._columns):
+            self._replace()
+            return
+        with writing(self._path), self._path.open("a") as file:
+            file.write(self._format([row]))
+
+    def close(self) -> None:
+        """Does nothing: no file is left open."""
+
+    def _replace(self) -> None:
+        self._columns = list(dict.fromkeys(name for row in self._rows for name in row))
+        header = {name: name for name in self._columns}
+        write_text(self._path, self._format([header, *self._rows] if self._rows else []))
+
+    def _format(self, rows: Sequence[dict]) -> str:
+        text = io.StringIO()
+        csv.DictWriter(text, self._columns, lineterminator="\n").writerows(rows)
+        return text.getvalue()
+
+
+class TensorBoardWriter:
+    """Writes events of scalars for TensorBoard. A `MetricWriter`."""
+
+    def __init__(self, folder: pathlib.Path):
+        self._folder = folder
+
+    def start(self, epochs: Sequence[dict]) -> None:
+        """Opens a new file, which tells TensorBoard to discard later events in older ones."""
+        purge_step = epochs[-1]["step"] + 1 if epochs else None
+        self._events = _Events(self._folder, purge_step)
+
+    def write(self, epoch_metrics: dict) -> None:
+        """Writes an event for each number."""
         named = {k: v for k, v in _flatten(epoch_metrics) if k not in ("epoch", "step")}
         self._events.write(named, epoch_metrics["step"])
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._events.close()
+
+
+def create_writers(folder: pathlib.Path) -> list["MetricWriter"]:
+    """Returns the writers of every run; they raise `InputError` for what cannot be written."""
+    return [JsonLinesWriter(folder), TensorBoardWriter(folder), CsvWriter(folder)]
+
+
+@contextlib.contextmanager
+def started(writers: Sequence["MetricWriter"], epochs: Sequence[dict]) -> Iterator[None]:
+    """Starts writers, and closes those that were started in the end, however it comes."""
+    with contextlib.ExitStack() as stack:
+        for writer in writers:
+            writer.start(epochs)
+            stack.callback(writer.close)
+        yield
 
 
 def read_metrics(folder: pathlib.Path) -> list[dict]:
@@ -76,6 +144,28 @@ def read_metrics(folder: pathlib.Path) -> list[dict]:
         for line in lines:
             _check(line)
     return lines
+
+
+def read_done(folder: pathlib.Path, epochs_done: int) -> list[dict]:
+    """Reads the metrics of the first epochs as they were given to the writers.
+
+    Args:
+      folder: The folder of the run.
+      epochs_done: The number of these epochs.
+
+    Raises:
+      InputError: if a line is damaged.
+    """
+    lines = [line for line in read_metrics(folder) if line["epoch"] <= epochs_done]
+    with reading(folder / METRICS, ValueError):
+        return [_numbers(line) for line in lines]
+
+
+def _numbers(tree):
+    """Returns nested values with floats for the texts of `jsonable`."""
+    if isinstance(tree, dict):
+        return {key: _numbers(value) for key, value in tree.items()}
+    return float(tree) if isinstance(tree, str) else tree
 
 
 def _check(line):
@@ -155,6 +245,10 @@ class _Events:
 
         with writing(self._folder):
             self._writer.write_event(Event(wall_time=time.time(), step=step, **content))
+
+
+def _json_line(epoch_metrics):
+    return json.dumps(jsonable(epoch_metrics)) + "\n"
 
 
 def _flatten(tree, prefix=""):

@@ -15,18 +15,27 @@ class StopSignals:
     the signals, as Python's own handlers wait for the main thread. Outside of the main thread it
     does nothing, as Python handles signals only there.
 
+    Args:
+      own_process: Whether the process is a command's own. If not, as in a notebook, the second
+        signal does not end it but raises `KeyboardInterrupt`, as soon as Python gets to it.
+
     Attributes:
       received: The number of the first signal, None if there was none.
     """
 
     received: int | None = None
 
+    def __init__(self, own_process: bool = True):
+        self._own_process = own_process
+
     def __enter__(self) -> "StopSignals":
-        self._old_handlers = {}
+        self._old_handlers, self._handled, self._repeated = {}, False, False
         if threading.current_thread() is threading.main_thread():
-            # A shell lets its background jobs ignore the Ctrl-C that is meant for others.
             handlers = {number: signal.getsignal(number) for number in SIGNALS}
-            self._old_handlers = {s: h for s, h in handlers.items() if h is not signal.SIG_IGN}
+            # A shell lets its background jobs ignore the Ctrl-C that is meant for others; None is
+            # a handler that is not Python's, which could not be restored.
+            kept = (signal.SIG_IGN, None)
+            self._old_handlers = {s: h for s, h in handlers.items() if h not in kept}
         if not self._old_handlers:
             return self
         self._reader, self._writer = os.pipe()
@@ -34,7 +43,7 @@ class StopSignals:
         self._old_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         # Only signals with a handler in Python are written to the pipe.
         for number in self._old_handlers:
-            signal.signal(number, lambda *_: None)
+            signal.signal(number, self._handle)
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
@@ -54,12 +63,21 @@ class StopSignals:
         """Returns whether there was a signal."""
         return self.received is not None
 
+    def _handle(self, signum, frame) -> None:
+        """Python's handler, in the main thread; it may take several signals for one."""
+        if (self._handled or self._repeated) and not self._own_process:
+            raise KeyboardInterrupt
+        self._handled = True
+
     def _watch(self) -> None:
         while number := os.read(self._reader, 1)[0]:
             if number not in SIGNALS:
                 continue
             if self.received is not None:
-                os._exit(128 + number)
+                if self._own_process:
+                    os._exit(128 + number)
+                self._repeated = True
+                continue
             self.received = number
             start = "\n" if sys.stderr.isatty() else ""  # below the bar
             message = "stopping after this step; a second signal stops at once"

@@ -89,7 +89,7 @@ def open_run(folder: pathlib.Path, config: ml_collections.ConfigDict, dataset: D
         "mean": dataset.mean,
         "std": dataset.std,
         "num_images": dataset.num_images,
-        "test_digest": dataset.test.digest(),
+        **{f"{name}_digest": split.digest() for name, split in dataset.splits.items()},
     }
     with writing(f"workdir={folder}"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,10 +99,16 @@ def open_run(folder: pathlib.Path, config: ml_collections.ConfigDict, dataset: D
         write_json(folder / DATASET, dataset_info)
 
 
-def restore_statistics(folder: pathlib.Path, dataset: Dataset) -> Dataset:
+def restore_statistics(folder: pathlib.Path, dataset: Dataset, *, exact: bool = False) -> Dataset:
     """Returns the dataset with the mean and standard deviation that its run began with.
 
     Warns if the run began with other test images.
+
+    Args:
+      folder: The folder of the run.
+      dataset: The dataset, as it is loaded now.
+      exact: Whether other images of any split are an error; images that are decoded may differ a
+        little between versions of the decoders.
 
     Raises:
       InputError: if the run began with images of another shape or number, or with other classes.
@@ -120,6 +126,11 @@ def restore_statistics(folder: pathlib.Path, dataset: Dataset) -> Dataset:
     if info["num_images"] != dataset.num_images:
         began, now = (_counts(n) for n in (info["num_images"], dataset.num_images))
         raise InputError(f"workdir={folder}: its run began with {began} images, now {now}")
+    if exact:
+        for name, split in dataset.splits.items():
+            if info[f"{name}_digest"] not in (None, split.digest()):
+                reason = f"its run began with other {name} images or labels"
+                raise InputError(f"workdir={folder}: {reason}; choose another workdir")
     warn_of_other_test_images(folder, dataset.test)
     return dataset.replace(mean=info["mean"], std=info["std"])
 
@@ -136,7 +147,7 @@ def read_dataset_info(folder: pathlib.Path) -> dict:
 
     Returns:
       `image_shape`, `class_names`, `mean` and `std` as tuples, `num_images` of each split, and
-      `test_digest` or None.
+      `train_digest`, `validation_digest` and `test_digest`, each of which may be None.
 
     Raises:
       InputError: if the description is missing or damaged.
@@ -150,12 +161,15 @@ def read_dataset_info(folder: pathlib.Path) -> dict:
         channels = kept["image_shape"][2]
         if not len(kept["mean"]) == len(kept["std"]) == channels:
             raise ValueError(f"expected {channels} means and standard deviations")
-    return {**kept, "num_images": info["num_images"], "test_digest": info.get("test_digest")}
+    digests = {name: info.get(name) for name in _DIGESTS}
+    return {**kept, **digests, "num_images": info["num_images"]}
 
 
 def _list_of(is_valid):
     return lambda values: isinstance(values, list) and values and all(map(is_valid, values))
 
+
+_DIGESTS = ("train_digest", "validation_digest", "test_digest")  # see `Split.digest`
 
 # What the fields of a dataset's description are.
 _INFO = {
@@ -170,8 +184,8 @@ _INFO = {
         and {"train", "test"} <= counts.keys()
         and all(map(is_count, counts.values()))
     ),
-    # Not in runs of an older version.
-    "test_digest": lambda digest: digest is None or isinstance(digest, str),
+    # Not in runs of an older version, or without such a split.
+    **dict.fromkeys(_DIGESTS, lambda digest: digest is None or isinstance(digest, str)),
 }
 
 
@@ -213,5 +227,5 @@ def _compare(folder, old, new):
         differences = ", ".join(f"{k}={shown(old[k])} (now {shown(new[k])})" for k in changed)
         raise InputError(
             f"workdir={folder}: holds a run of another config: {differences}; "
-            "choose another --workdir"
+            "choose another workdir"
         )

@@ -165,9 +165,10 @@ class Trainer:
 
     def _end_epoch(self, epoch_metrics: dict, state: TrainState, outputs: Outputs) -> None:
         """Writes and shows what came of an epoch, and saves the state."""
-        config, (checkpoints, best, writer, progress) = self.config, outputs
+        config, (checkpoints, best, writers, progress) = self.config, outputs
         epoch, step = epoch_metrics["epoch"], epoch_metrics["step"]
-        writer.write(epoch_metrics)
+        for writer in writers:
+            writer.write(epoch_metrics)
         progress.end_epoch(epoch_metrics)
         if best is not None and "validation" in epoch_metrics:
             best.offer(step, state, epoch_metrics["validation"]["accuracy"])
@@ -277,7 +278,8 @@ def _check_sizes(trainer: Trainer) -> None:
     }.items():
         if steps >= 2**31:  # they are counted in int32
             raise InputError(f"{field}: {steps:,} steps, expected fewer than 2**31")
-    stride = trainer.model.stem_stride
-    if any(side % stride for side in dataset.image_shape[:2]):
-        allowed = f"a multiple of the encoders' stride {stride}"
-        raise invalid("dataset.image_size", config.dataset.image_size, allowed)
+    stride, (height, width, _) = trainer.model.stem_stride, dataset.image_shape
+    if height % stride or width % stride:
+        allowed = f"multiples of the encoders' stride {stride}"
+        where = "dataset.image_size sets the size of image_folder"
+        raise InputError(f"images: {height}x{width} pixels, expected {allowed}; {where}")

@@ -1,5 +1,6 @@
 """What the training loop is handed to leave its results with."""
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import jax
@@ -8,9 +9,24 @@ from mixmo_jax.training.checkpoints import BestCheckpoint, Checkpoints
 
 
 class MetricWriter(Protocol):
-    """Takes the metrics of each epoch, a nested dictionary of numbers."""
+    """Takes the metrics of each epoch, a nested dictionary of numbers: a line of `metrics.jsonl`.
 
-    def write(self, epoch_metrics: dict) -> None: ...
+    It has each epoch of a run once, also after an interruption, if it heeds what `start` is told.
+    """
+
+    def start(self, epochs: Sequence[dict]) -> None:
+        """Called before training begins or resumes.
+
+        Args:
+          epochs: The metrics of the epochs that are done, in order. An earlier session may have
+            written later ones, which are repeated now; what is there of them is to be discarded.
+        """
+
+    def write(self, epoch_metrics: dict) -> None:
+        """Called at the end of each epoch."""
+
+    def close(self) -> None:
+        """Called in the end, also of a session that is interrupted."""
 
 
 class ProgressDisplay(Protocol):
@@ -27,5 +43,5 @@ class Outputs(NamedTuple):
 
     checkpoints: Checkpoints  # of the run
     best: BestCheckpoint | None  # takes the best state in validation; None without such a split
-    writer: MetricWriter  # takes the metrics of each epoch
+    writers: Sequence[MetricWriter]  # take the metrics of each epoch
     progress: ProgressDisplay  # shows them, and the steps as they finish

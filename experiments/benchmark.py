@@ -38,7 +38,7 @@ from mixmo_jax.training.step import make_update_fn
 
 # Number of training images, their shape, number of classes.
 DATASETS = {
-    "digits": (1_437, (32, 32, 1), 10),
+    "digits": (1_437, (8, 8, 1), 10),
     "cifar10": (50_000, (32, 32, 3), 10),
     "cifar100": (50_000, (32, 32, 3), 100),
     "tiny_imagenet": (100_000, (64, 64, 3), 200),
@@ -117,10 +117,11 @@ def measure(config: ml_collections.ConfigDict, turns: int, seconds: float) -> di
     }
 
 
-def random_dataset(config: ml_collections.ConfigDict) -> Dataset:
-    """Random images of the number and shape of the config's dataset."""
+def random_dataset(config: ml_collections.ConfigDict, num_images: int = 0) -> Dataset:
+    """Random images of the shape of the config's dataset, and of its number or another one."""
     side = config.dataset.image_size
     count, shape, num_classes = DATASETS.get(config.dataset.name, (10_000, (side, side, 3), 100))
+    count = num_images or count
     rng = np.random.default_rng(0)
 
     def split(count: int) -> Split:

@@ -5,10 +5,12 @@
         --variant="unmixed=cut_mixmo mixmo.unmix=True" --config.num_epochs=5
 
 Each run is a process of its own in a folder under --output, and resumes if it was interrupted; so
-the same command goes on after Ctrl-C. `--config.FIELD=VALUE` goes to every run; a variant is a
-method with fields of its own. The first method is the baseline: the others are compared with it by
-a paired t-test over the seeds, corrected for the number of comparisons by Holm's method, and bold
-is only what differs with p < 0.05.
+the same command goes on after Ctrl-C. What results.json in --output records counts as done, even if
+the folder of the run is gone: a comparison goes on from that file on another machine.
+
+`--config.FIELD=VALUE` goes to every run; a variant is a method with fields of its own. The first
+method is the baseline: the others are compared with it by a paired t-test over the seeds, corrected
+for the number of comparisons by Holm's method, and bold is only what differs with p < 0.05.
 
 It writes table.md, runs.csv, results.json and accuracy.png to --output.
 """
@@ -16,52 +18,18 @@ It writes table.md, runs.csv, results.json and accuracy.png to --output.
 import argparse
 import csv
 import pathlib
-import re
-import signal
-import subprocess
 import sys
-import time
-from typing import NamedTuple
 
-import numpy as np
-import published
-import tqdm
-from matplotlib.figure import Figure
-from scipy import stats
+import plot_accuracy
+from launch import run_here, write_slurm
+from scores import COLUMNS, format_table, read_entry, read_recorded, split_name, summarize
+from variants import Comparison, Run, Variant, parse_seeds, parse_variant
 
-from mixmo_jax import config as config_lib
 from mixmo_jax.commands import run_command
-from mixmo_jax.errors import InputError, Interrupted
-from mixmo_jax.files import read_json, write_json, write_text
-from mixmo_jax.runs.metric_writer import METRICS, RESULTS, read_metrics
-from mixmo_jax.schema import flatten
+from mixmo_jax.errors import InputError
+from mixmo_jax.files import write_json, write_text
 
-# Column: where it is, the factor to its unit, decimal places.
-COLUMNS = {
-    "accuracy (%)": ("scores/accuracy", 100, 2),
-    "members (%)": ("scores/accuracy_members_mean", 100, 2),
-    "NLL": ("scores/nll", 1, 4),
-    "ECE": ("scores/ece", 1, 4),
-    "ECE scaled": ("scaled_scores/ece", 1, 4),
-    "Brier": ("scores/brier", 1, 4),
-    "disagreement (%)": ("scores/disagreement", 100, 2),
-    "ratio error": ("scores/ratio_error", 1, 3),
-    "training (s)": ("training_seconds", 1, 0),
-    "images/s": ("images_per_second", 1, 0),
-}
-_SIGNIFICANT = 0.05
-
-
-class Variant(NamedTuple):
-    """A row of the table."""
-
-    label: str
-    method: str
-    fields: tuple[str, ...] = ()  # FIELD=VALUE
-
-    def folder(self, output: pathlib.Path, seed: int) -> pathlib.Path:
-        """The folder of its run with a seed."""
-        return output / f"{re.sub(r'[^a-zA-Z0-9.+-]+', '_', self.label)}-s{seed}"
+_LAUNCHERS = ("here", "slurm")
 
 
 def main() -> None:
@@ -81,248 +49,159 @@ def main() -> None:
         metavar="'LABEL=METHOD FIELD=VALUE …'",
         help="another row; may be given several times",
     )
-    parser.add_argument("--seeds", default="5", help="their number, or 0,1,4; %(default)s")
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/compare"))
     parser.add_argument(
         "--validation",
         action="store_true",
         help="score the last epoch on the validation split instead of the test split",
     )
+    add_arguments(parser, seeds="5", output="runs/compare")
     arguments, overrides = parser.parse_known_args()
     variants = [Variant(method, method) for method in arguments.methods.split(",") if method]
     variants += map(parse_variant, arguments.variant)
-    compare(
+    comparison = Comparison(
         arguments.config,
         variants,
         parse_seeds(arguments.seeds),
         arguments.output,
         overrides,
         validation=arguments.validation,
+        corruptions=arguments.corruptions,
+    )
+    execute([comparison], arguments)
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, seeds: str, output: str) -> None:
+    """Adds what all comparisons have in common, with these defaults."""
+    parser.add_argument("--seeds", default=seeds, help="their number, or 0,1,4; %(default)s")
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path(output), help=output)
+    parser.add_argument(
+        "--corruptions",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="also evaluate every run on corrupted images in the layout of CIFAR-10-C",
+    )
+    parser.add_argument(
+        "--table_only", action="store_true", help="train nothing: tabulate what is there"
+    )
+    parser.add_argument("--dry_run", action="store_true", help="list the runs and their cost")
+    parser.add_argument(
+        "--estimate",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="for --dry_run: the JSON of benchmark.py or tpu_estimate.py; else it is measured here",
+    )
+    parser.add_argument(
+        "--launcher",
+        default="here",
+        help="here, or slurm: write a job array instead of running; %(default)s by default",
     )
 
 
-def parse_variant(text: str) -> Variant:
-    """Reads `LABEL=METHOD FIELD=VALUE …`."""
-    label, equals, rest = text.partition("=")
-    method, *fields = rest.split() or [""]
-    if not equals or not label or not method or not all("=" in field for field in fields):
-        raise InputError(f"variant={text!r}: expected 'LABEL=METHOD FIELD=VALUE …'")
-    return Variant(label, method, tuple(fields))
+def execute(comparisons: list[Comparison], arguments: argparse.Namespace) -> None:
+    """Does what the arguments ask for."""
+    if arguments.launcher not in _LAUNCHERS:
+        allowed = " or ".join(_LAUNCHERS)
+        raise InputError(f"launcher={arguments.launcher}: expected {allowed}")
+    if arguments.dry_run:
+        from cost import Estimate
+
+        runs, missing = [], []
+        for comparison in comparisons:
+            runs += list_runs(comparison)
+            missing += missing_runs(comparison)
+        print(Estimate(arguments.estimate).table(runs, missing))
+        return
+    for comparison in comparisons:
+        missing = missing_runs(comparison)
+        if not arguments.table_only:
+            comparison.output.mkdir(parents=True, exist_ok=True)
+            if arguments.launcher == "slurm":
+                script = write_slurm(missing, comparison.output)
+                print(f"sbatch {script}" if script else f"{comparison.output}: nothing is missing")
+                continue
+            run_here(missing)
+        tabulate(comparison)
 
 
-def parse_seeds(text: str) -> list[int]:
-    """Reads a number of seeds, or seeds separated by commas."""
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(f"seeds={text}: expected a number, or numbers like 0,1,4") from None
-    return numbers if "," in text else list(range(numbers[0]))
+def list_runs(comparison: Comparison) -> list[Run]:
+    """All training runs, a seed after the other, so that all methods have as many.
 
-
-def merge(overrides: list[str], fields: tuple[str, ...]) -> list[str]:
-    """Returns the flags of overrides and of fields; of several for a field the last one counts."""
-    flags = [*overrides, *(f"--config.{field}" for field in fields)]
-    return list({flag.partition("=")[0]: flag for flag in flags}.values())
-
-
-def compare(
-    config: str,
-    variants: list[Variant],
-    seeds: list[int],
-    output: pathlib.Path,
-    overrides: list[str],
-    *,
-    validation: bool = False,
-) -> dict[str, object]:
-    """Runs what is missing, writes the files and prints the table; returns the results."""
-    if len({v.label for v in variants}) < len(variants) or not variants or not seeds:
-        raise InputError("methods, seeds: expected one or more, and each method or label once")
-    configs = {
-        v.label: config_lib.parse(f"{config}:{v.method}", merge(overrides, v.fields))[1]
-        for v in variants
-    }
-    run_missing(config, variants, seeds, output, overrides, configs)
+    Raises:
+      InputError: if rows, seeds or fields are wrong.
+    """
+    comparison.check()
+    variants = comparison.variants
     runs = [
-        {"label": v.label, "seed": seed, **read_run(v.folder(output, seed), validation)}
-        for v in variants
-        for seed in seeds
+        comparison.run(variant, seed)
+        for i, seed in enumerate(comparison.seeds)
+        for variant in variants
+        if i < len(comparison.seeds) // variant.networks * variant.networks
     ]
-    rows = summarize(variants, runs, configs)
-    first = variants[0].folder(output, seeds[0])
+    return list({run.folder: run for run in runs}.values())
+
+
+def missing_runs(comparison: Comparison) -> list[Run]:
+    """The runs that are neither finished nor recorded with all that is asked for.
+
+    Raises:
+      InputError: if rows, seeds or fields are wrong, or the output was made with other fields.
+    """
+    needed = set()
+    recorded = {(e["label"], e["seed"]): e for e in read_recorded(comparison)}
+    for variant in comparison.variants:
+        for seeds in variant.groups(comparison.seeds):
+            entry = recorded.get((variant.label, seeds[0]))
+            if not _covers(entry, comparison, seeds):
+                needed |= {variant.folder(comparison.output, seed) for seed in seeds}
+    return [run for run in list_runs(comparison) if run.missing and run.folder in needed]
+
+
+def _covers(entry: dict | None, comparison: Comparison, seeds: list[int]) -> bool:
+    """Whether a recorded entry has what is asked for."""
+    if entry is None or entry.get("seeds", [entry["seed"]]) != seeds:
+        return False
+    return comparison.corruptions is None or entry["corrupted (%)"] is not None
+
+
+def tabulate(comparison: Comparison) -> dict[str, object] | None:
+    """Writes the files and prints the table; returns the results, None if there are none."""
+    recorded = {(e["label"], e["seed"]): e for e in read_recorded(comparison)}
+    compared, missing = {}, []
+    for variant in comparison.variants:
+        for seeds in variant.groups(comparison.seeds):
+            key = variant.label, seeds[0]
+            entry = read_entry(comparison, variant, seeds)
+            if entry is None and _covers(recorded.get(key), comparison, seeds):
+                entry = recorded[key]
+            if entry is None:
+                missing.append(f"{variant.label}, seed {' + '.join(map(str, seeds))}")
+            else:
+                compared[key] = entry
+    output = comparison.output
+    if not compared:
+        print(f"{output}: no run is finished")
+        return None
+    rows = summarize(comparison, list(compared.values()))
     results = {
-        "config": config,
-        "overrides": overrides,
-        "scored": "validation" if validation else "test",
-        "seeds": seeds,
-        "environment": read_json(first / RESULTS)["environment"],
+        "config": comparison.config,
+        "overrides": comparison.overrides,
+        "scored": split_name(comparison),
+        "seeds": comparison.seeds,
         "rows": rows,
-        "runs": runs,
+        "runs": list({**recorded, **compared}.values()),  # also of other seeds or methods
     }
     table = format_table(rows)
     write_json(output / "results.json", results)
     write_text(output / "table.md", table + "\n")
     with (output / "runs.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["label", "seed", *COLUMNS])
+        writer = csv.DictWriter(file, ["label", "seed", *COLUMNS], extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(runs)
-    plot(output / "accuracy.png", rows)
+        writer.writerows(compared.values())
+    plot_accuracy.draw(rows).savefig(output / "accuracy.png", dpi=150)
     print(f"\n{table}\n\nin {output}: table.md, runs.csv, results.json, accuracy.png")
+    if missing:
+        print(f"missing: {'; '.join(missing)}")
     return results
-
-
-def run_missing(config, variants, seeds, output, overrides, configs) -> None:
-    """Trains each run that is not finished, with a bar over the epochs of all."""
-    total = len(seeds) * sum(c.num_epochs for c in configs.values())
-    form = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-    output.mkdir(parents=True, exist_ok=True)
-    with tqdm.tqdm(total=total, bar_format=form, dynamic_ncols=True) as bar:
-        for seed in seeds:  # so that all methods have as many
-            for variant in variants:
-                folder, before = variant.folder(output, seed), bar.n
-                bar.set_description_str(f"{variant.label}, seed {seed}")
-                if not (folder / RESULTS).exists():
-                    command = [sys.executable, "-m", "mixmo_jax.main"]
-                    command += [f"--config={config}:{variant.method}", f"--workdir={folder}"]
-                    command += merge(overrides, (*variant.fields, f"seed={seed}"))
-                    _run(command, folder, bar, before)
-                bar.update(before + configs[variant.label].num_epochs - bar.n)
-
-
-def _run(command: list[str], folder: pathlib.Path, bar: tqdm.tqdm, before: int) -> None:
-    """Runs a command to its end; what it prints goes to a file beside the folder."""
-    log = folder.with_name(f"{folder.name}.log")
-    with log.open("ab") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-    try:
-        while process.poll() is None:
-            time.sleep(0.5)
-            if (folder / METRICS).exists():
-                bar.update(before + len(read_metrics(folder)) - bar.n)
-    except KeyboardInterrupt as error:  # the run saves its step
-        process.send_signal(getattr(error, "signum", signal.SIGINT))
-        process.wait()
-        message = "stopped; the same command goes on"
-        raise Interrupted(message, getattr(error, "signum", signal.SIGINT)) from None
-    if process.returncode:
-        *_, last = log.read_text(errors="replace").splitlines() or [""]
-        raise InputError(f"{folder}: the run ended with status {process.returncode}: {last}")
-
-
-def read_run(folder: pathlib.Path, validation: bool = False) -> dict[str, float | None]:
-    """The columns of a finished run; None where a run has no such number."""
-    results, epochs = read_json(folder / RESULTS), read_metrics(folder)
-    if validation:
-        results = {"scores": epochs[-1]["validation"]}
-    results["training_seconds"] = sum(epoch["seconds"] for epoch in epochs)
-    rates = [epoch["images_per_second"] for epoch in epochs]
-    results["images_per_second"] = float(np.median(rates[1:] or rates))  # the first one compiles
-    columns = {}
-    for name, (path, factor, _) in COLUMNS.items():
-        value = results
-        for key in path.split("/"):
-            value = value.get(key) if value else None
-        columns[name] = None if value is None else factor * value
-    return columns
-
-
-def summarize(variants: list[Variant], runs: list[dict], configs: dict) -> list[dict]:
-    """A row for each variant: means and deviations, the published number, the test."""
-    accuracies = {
-        v.label: np.array([r["accuracy (%)"] for r in runs if r["label"] == v.label])
-        for v in variants
-    }
-    baseline, *others = (accuracies[v.label] for v in variants)
-    p_values = dict(
-        zip(
-            [v.label for v in variants[1:]],
-            holm([paired_p_value(other, baseline) for other in others]),
-            strict=True,
-        )
-    )
-    rows = []
-    for variant in variants:
-        row = {"label": variant.label, "n": len(accuracies[variant.label])}
-        for name in COLUMNS:
-            values = [r[name] for r in runs if r["label"] == variant.label and r[name] is not None]
-            if values:
-                deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
-                row[name] = (float(np.mean(values)), deviation)
-        row["published"] = published.find(flatten(configs[variant.label]))
-        row["difference"] = float((accuracies[variant.label] - baseline).mean())
-        row["p"] = p_values.get(variant.label)
-        rows.append(row)
-    return rows
-
-
-def paired_p_value(values: np.ndarray, baseline: np.ndarray) -> float:
-    """The p-value of a paired t-test, 1 where it says nothing."""
-    if len(values) < 2 or np.ptp(values - baseline) == 0:
-        return 1.0
-    return float(stats.ttest_rel(values, baseline).pvalue)
-
-
-def holm(p_values: list[float]) -> list[float]:
-    """Corrects p-values for their number, by Holm's method (1979)."""
-    corrected, highest = [0.0] * len(p_values), 0.0
-    for rank, i in enumerate(np.argsort(p_values)):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
-        corrected[i] = highest
-    return corrected
-
-
-def format_table(rows: list[dict]) -> str:
-    """The rows in Markdown; bold is an accuracy that differs from the baseline's."""
-    shown = [name for name in COLUMNS if any(name in row for row in rows)]
-    with_published = any(row["published"] for row in rows)
-    names = ["method", "n", *shown, *["published (%)"] * with_published, "difference", "p"]
-    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
-    for row in rows:
-        cells = [row["label"], str(row["n"])]
-        for name in shown:
-            cell = _format(row.get(name), COLUMNS[name][2])
-            real = row["p"] is not None and row["p"] < _SIGNIFICANT
-            cells.append(f"**{cell}**" if name == "accuracy (%)" and real else cell)
-        if with_published:
-            cells.append(" – ".join(f"{v:.2f}" for v in row["published"] or ()))
-        is_compared = row["p"] is not None
-        cells.append(f"{row['difference']:+.2f}" if is_compared else "")
-        cells.append(f"{row['p']:.3f}" if is_compared else "")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def plot(file: pathlib.Path, rows: list[dict]) -> None:
-    """Draws accuracies with standard deviations: of the ensembles, and of single members."""
-    figure = Figure(figsize=(7, 1.6 + 0.4 * len(rows)), layout="constrained")
-    axes = figure.subplots()
-    places = np.arange(len(rows))[::-1]
-    kinds = {
-        "ensemble": ("accuracy (%)", 0.12, {"fmt": "o", "color": "black"}),
-        "single members": ("members (%)", -0.12, {"fmt": "o", "color": "tab:blue", "mfc": "white"}),
-    }
-    for label, (name, shift, style) in kinds.items():
-        drawn = [(row[name], place) for row, place in zip(rows, places, strict=True) if name in row]
-        means = [mean for (mean, _), _ in drawn]
-        deviations = [deviation or 0 for (_, deviation), _ in drawn]
-        at = [place + shift for _, place in drawn]
-        axes.errorbar(means, at, xerr=deviations, capsize=3, label=label, **style)
-    known = [(row["published"], p) for row, p in zip(rows, places, strict=True) if row["published"]]
-    if known:
-        means = [np.mean(accuracy) for accuracy, _ in known]
-        axes.plot(means, [p for _, p in known], "x", color="tab:red", label="published")
-    axes.set_yticks(places, [f"{row['label']} (n = {row['n']})" for row in rows])
-    axes.set_xlabel("accuracy (%), mean ± standard deviation over seeds")
-    axes.grid(axis="x", alpha=0.3)
-    axes.set_ylim(-0.5, len(rows) - 0.5)
-    figure.legend(loc="outside lower center", ncols=3, fontsize="small")
-    figure.savefig(file, dpi=150)
-
-
-def _format(value: tuple[float, float | None] | None, digits: int) -> str:
-    if value is None:
-        return ""
-    mean, deviation = value
-    return f"{mean:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
 
 
 if __name__ == "__main__":

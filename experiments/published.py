@@ -1,5 +1,8 @@
 """The accuracies that the MixMo authors publish, in %, on their page and in arXiv 2103.06132."""
 
+from mixmo_jax.configs import cifar10, cifar100, tiny_imagenet
+from mixmo_jax.schema import flatten
+
 # By method: CIFAR-100 and CIFAR-10, WRN-28-10. Two numbers are the ends of a range.
 _CIFAR = {
     "vanilla": ((81.79,), (96.37,)),
@@ -17,30 +20,46 @@ _TINY_IMAGENET = {
     "linear_mixmo": ((62.91,), (67.03,), (68.36,)),
     "cut_mixmo": ((64.32,), (69.12,), (70.23,)),
 }
+# By method: the ensemble of three networks, CIFAR-100.
+_THREE_NETWORKS = {"cut_mixmo+cutmix": ((86.81,),)}
 
-# The fields of the paper's configs, and the column of their numbers.
-_CIFAR_FIELDS = {
-    "model.name": "wide_resnet",
-    "model.depth": 28,
-    "model.width": 10,
-    "num_epochs": 300,
-}
-_TINY_FIELDS = {
-    "dataset.name": "tiny_imagenet",
-    "model.name": "preact_resnet",
-    "num_epochs": 1200,
-}
+# The paper's config, its width, the number of networks, and the column of their numbers.
 _CONFIGS = [
-    ({**_CIFAR_FIELDS, "dataset.name": "cifar100"}, _CIFAR, 0),
-    ({**_CIFAR_FIELDS, "dataset.name": "cifar10"}, _CIFAR, 1),
-    *(({**_TINY_FIELDS, "model.width": i + 1}, _TINY_IMAGENET, i) for i in range(3)),
+    (cifar100, 10, 1, _CIFAR, 0),
+    (cifar100, 10, 3, _THREE_NETWORKS, 0),
+    (cifar10, 10, 1, _CIFAR, 1),
+    *((tiny_imagenet, i + 1, 1, _TINY_IMAGENET, i) for i in range(3)),
 ]
+# What has to be as in the paper, by how the names of the fields begin.
+_SAME = (
+    "num_epochs",
+    "batch_repetitions",
+    "input_repetition",
+    "label_smoothing",
+    "dataset.name",
+    "dataset.validation_fraction",
+    "model.name",
+    "model.depth",
+    "model.num_members",
+    "mixmo.",
+    "msda.",
+    "augment.",
+    "optimizer.name",
+    "optimizer.schedule",
+)
 
 
-def find(fields: dict[str, object]) -> tuple[float, ...] | None:
-    """Returns the published accuracy of a flat config, or the ends of a range; None without one."""
-    for described, accuracies, column in _CONFIGS:
-        if all(fields[name] == value for name, value in described.items()):
-            row = accuracies.get(fields["method"])
-            return row and row[column]
+def find(fields: dict[str, object], networks: int = 1) -> tuple[float, ...] | None:
+    """Returns the published accuracy of a flat config, or the ends of a range; None without one.
+
+    Args:
+      fields: The flat config.
+      networks: The number of networks of an ensemble.
+    """
+    method = fields["method"]
+    for config, width, count, accuracies, column in _CONFIGS:
+        paper = flatten(config.get_config(method))
+        same = all(fields[name] == paper[name] for name in paper if name.startswith(_SAME))
+        if same and fields["model.width"] == width and count == networks and method in accuracies:
+            return accuracies[method][column]
     return None

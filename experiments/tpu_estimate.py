@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from benchmark import random_dataset
+from cost import model_flops
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -36,7 +37,6 @@ from mixmo_jax.devices import AXIS
 from mixmo_jax.errors import InputError
 from mixmo_jax.files import write_json
 from mixmo_jax.input_pipeline.batch import gather, planned_indices
-from mixmo_jax.models import create_model
 from mixmo_jax.training.loop import Trainer
 from mixmo_jax.training.step import make_call_fn
 
@@ -176,24 +176,6 @@ def dataset_copies(text: str, num_images: int) -> list[str]:
     found = re.findall(rf"%(\S+) = u8\[{num_images},[\d,]+\]\S* (\S+?)\(", text)
     assert found, "no dataset in the program"
     return [name for name, kind in found if kind not in passed]
-
-
-def model_flops(trainer: Trainer) -> float:
-    """FLOPs of forward and backward pass of a step, as XLA counts them before it optimizes."""
-    config, shape = trainer.config, trainer.dataset.image_shape
-    model = create_model(config.model, trainer.dataset.num_classes)
-    like = jax.eval_shape(trainer.create_state).variables
-    images = jax.ShapeDtypeStruct((model.num_members, config.batch_size, *shape), jnp.float32)
-    stem = model.stem_shape(*shape[:2])[:2]
-    masks = jax.ShapeDtypeStruct((*images.shape[:2], *stem, 1), jnp.float32)
-
-    def loss(params, batch_stats, images, masks):
-        variables = {"params": params, "batch_stats": batch_stats}
-        logits, _ = model.apply(variables, images, masks, train=True, mutable=["batch_stats"])
-        return logits.sum()
-
-    lowered = jax.jit(jax.grad(loss)).lower(like["params"], like["batch_stats"], images, masks)
-    return lowered.cost_analysis()["flops"]
 
 
 def format_report(report: dict) -> str:

@@ -25,8 +25,6 @@ from mixmo_jax.training.checkpoints import Checkpoints
 from mixmo_jax.training.optimizers import create_optimizer
 from mixmo_jax.training.step import create_train_state
 
-LOGITS, ENSEMBLE_LOGITS = "logits.npz", "ensemble_logits.npz"
-
 
 def evaluate_run(
     folder: pathlib.Path,
@@ -66,7 +64,7 @@ def evaluate_run(
         "environment": describe_environment(),
     }
     results.update(
-        _evaluate(model, dataset, title, of, folder / "reliability.png", folder / LOGITS)
+        _evaluate(model, dataset, title, of, folder / "reliability.png", folder / workdir.LOGITS)
     )
     if config.optimizer.ema_decay:
         average = load_network(folder, config, allow_unfinished=allow_unfinished, ema=True)
@@ -116,7 +114,12 @@ def evaluate_ensemble(
     }
     results.update(
         _evaluate(
-            model, dataset, title, of, folders[0] / "ensemble.png", folders[0] / ENSEMBLE_LOGITS
+            model,
+            dataset,
+            title,
+            of,
+            folders[0] / "ensemble.png",
+            folders[0] / workdir.ENSEMBLE_LOGITS,
         )
     )
     write_json(folders[0] / workdir.ENSEMBLE, results)

@@ -127,7 +127,7 @@ _RULES = {
     "dataset.max_file_bytes": _at_least(_INT, 1, 2**40),
     "dataset.max_image_pixels": _at_least(_INT, 1, 178_956_970),  # Pillow's own limit
     "dataset.num_train_images": _at_least(_INT, 0),
-    "dataset.validation_fraction": _fraction(high=0.9),
+    "dataset.validation_fraction": _fraction(high=0.999),
     "dataset.split_seed": _at_least(_INT, 0),
     "dataset.placement": _one_of("auto", "device", "host"),
     "dataset.image_size": _at_least(_INT, 8, 10_000),

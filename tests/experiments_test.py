@@ -1,114 +1,493 @@
 """The scripts that compare methods, without training."""
 
+import argparse
 import json
 import pathlib
-import sys
+import shlex
+import subprocess
 
+import compare
+import cost
+import launch
 import numpy as np
+import plot_accuracy
+import plot_corruptions
+import plot_diversity
+import plot_learning_curves
+import plot_reliability
+import plot_style
+import plot_width
+import published
 import pytest
+import scores
+import studies
+import variants
 from scipy import stats
+from variants import Comparison, Variant
 
 from mixmo_jax import config as config_lib
+from mixmo_jax.configs import common
 from mixmo_jax.errors import InputError
+from mixmo_jax.evaluation import metrics
+from mixmo_jax.input_pipeline.batch import steps_per_epoch
 from mixmo_jax.schema import flatten
 
 EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
+FOUND = {"vanilla": (0.90, 0.92, 0.91), "mimo": (0.95, 0.97, 0.965), "cutmix": (0.9, 0.93, 0.9)}
+ONE_EPOCH = ["--config.num_epochs=1"]
 
 
-@pytest.fixture(scope="module")
-def scripts():
-    """The modules compare, published and studies."""
-    sys.path.append(str(EXPERIMENTS))
-    import compare
-    import published
-    import studies
-
-    yield compare, published, studies
-    sys.path.remove(str(EXPERIMENTS))
-
-
-def write_run(folder, accuracies, seconds=1.0):
-    """What a finished run leaves, as far as the comparison reads it."""
+def write_run(run, accuracy, corrupted=None, logits_seed=None):
+    """What a finished run leaves, as far as the scripts read it."""
+    folder, members = run.folder, run.config.model.num_members
     folder.mkdir(parents=True)
-    scores = {"accuracy": accuracies[-1], "nll": 1.0, "ece": 0.1, "brier": 0.5}
-    results = {"scores": scores, "scaled_scores": scores, "environment": {"jax": "x"}}
+    (folder / "config.json").write_text(config_lib.to_json(run.config))
+    values = {f"accuracy_member{i}": accuracy - 0.01 for i in range(members)}
+    values |= {"accuracy": accuracy, "accuracy_members_mean": accuracy - 0.01}
+    values |= {"nll": 1.0, "ece": 0.1, "brier": 0.5}
+    if members > 1:
+        values |= {"ratio_error": 2.0 + accuracy, "disagreement": 0.1}
+    results = {"scores": values, "scaled_scores": values, "environment": {"jax": "x"}}
     (folder / "results.json").write_text(json.dumps(results))
+    speed = {"loss": 1.0, "seconds": 1.0, "images_per_second": 9.0}
     lines = [
-        {"epoch": i + 1, "step": i + 1, "loss": 1.0, "seconds": seconds, "images_per_second": 9.0}
-        for i in range(len(accuracies))
+        {"epoch": i, "step": i, **speed, "test": values, "validation": values}
+        for i in range(1, run.config.num_epochs + 1)
     ]
     (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    if corrupted is not None:
+        severities = {str(i): {"accuracy": corrupted} for i in [*range(1, 6), "mean"]}
+        (folder / "corruptions.json").write_text(json.dumps({"mean": severities}))
+    if logits_seed is not None:
+        logits = np.random.default_rng(logits_seed).normal(size=(60, members, 4))
+        np.savez(folder / "logits.npz", logits=logits, labels=np.arange(60) % 4)
 
 
-def test_comparison_of_finished_runs(tmp_path, scripts, capsys):
-    compare, *_ = scripts
-    found = {"vanilla": (0.90, 0.92, 0.91), "mimo": (0.95, 0.97, 0.965), "cutmix": (0.9, 0.93, 0.9)}
-    variants = [compare.Variant(method, method) for method in found]
-    for variant in variants:
-        for seed, accuracy in enumerate(found[variant.label]):
-            write_run(variant.folder(tmp_path, seed), [accuracy])
-    results = compare.compare("digits", variants, [0, 1, 2], tmp_path, ["--config.num_epochs=1"])
+def comparison_of(output, methods=FOUND, seeds=(0, 1, 2), overrides=ONE_EPOCH, **options):
+    rows = [Variant(method, method) for method in methods]
+    return Comparison("digits", rows, list(seeds), output, overrides, **options)
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A comparison, all runs of which are finished."""
+    comparison = comparison_of(tmp_path / "out")
+    for variant in comparison.variants:
+        for seed, accuracy in enumerate(FOUND[variant.label]):
+            write_run(comparison.run(variant, seed), accuracy)
+    return comparison
+
+
+def test_comparison_of_finished_runs(finished, capsys):
+    assert compare.missing_runs(finished) == []
+    results, output = compare.tabulate(finished), finished.output
     vanilla, mimo, cutmix = results["rows"]
     assert vanilla["accuracy (%)"] == pytest.approx((91, 1))
     assert mimo["difference"] == pytest.approx(np.mean([5, 5, 5.5]))
-    p = stats.ttest_rel(found["mimo"], found["vanilla"]).pvalue
+    p = stats.ttest_rel(FOUND["mimo"], FOUND["vanilla"]).pvalue
     assert mimo["p"] == pytest.approx(2 * p)  # the smaller of two
     assert vanilla["p"] is None
-    table = (tmp_path / "table.md").read_text()
+    table = (output / "table.md").read_text()
     assert table in capsys.readouterr().out
     assert "**96.17 ± 1.04**" in table
     assert "| 91.00 ± 1.00 |" in table
     assert cutmix["p"] > 0.05
     assert "published" not in table
-    assert len((tmp_path / "runs.csv").read_text().splitlines()) == 10
-    assert (tmp_path / "accuracy.png").stat().st_size > 1000
+    assert len((output / "runs.csv").read_text().splitlines()) == 10
+    assert (output / "accuracy.png").stat().st_size > 1000
+    assert results["runs"][0]["environment"]["jax"] == "x"
+    assert results["runs"][0]["fields"]["num_epochs"] == 1
 
 
-def test_holm_corrects_in_order(scripts):
-    compare, *_ = scripts
-    assert compare.holm([]) == []
-    np.testing.assert_allclose(compare.holm([0.04, 0.01, 0.5]), [0.08, 0.03, 0.5])
-    np.testing.assert_allclose(compare.holm([0.9, 0.6]), [1, 1])
+def test_recorded_runs_count_as_done_on_another_machine(finished, tmp_path, capsys):
+    before = compare.tabulate(finished)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "results.json").write_bytes((finished.output / "results.json").read_bytes())
+    comparison = comparison_of(elsewhere)
+    assert compare.missing_runs(comparison) == []
+    assert compare.tabulate(comparison)["rows"] == before["rows"]
+    # One more seed is missing, and only that.
+    more = comparison._replace(seeds=[0, 1, 2, 3])
+    assert {run.config.seed for run in compare.missing_runs(more)} == {3}
+    # Fewer methods leave what is recorded of the others.
+    compare.tabulate(comparison_of(elsewhere, ["vanilla"], [0]))
+    assert compare.missing_runs(comparison) == []
+    # Corrupted images were not scored.
+    corrupted = comparison._replace(corruptions=pathlib.Path("C"))
+    assert len(compare.missing_runs(corrupted)) == 9
 
 
-def test_variants_and_seeds_as_written(scripts):
-    compare, *_ = scripts
-    variant = compare.parse_variant("my way=cut_mixmo mixmo.alpha=1.0 model.width=2")
-    assert variant == ("my way", "cut_mixmo", ("mixmo.alpha=1.0", "model.width=2"))
+def test_output_of_other_fields_is_refused_in_one_line(finished):
+    change = r"num_epochs=1 \(now 2\); choose another --output"
+    other = finished._replace(overrides=["--config.num_epochs=2"])
+    with pytest.raises(InputError, match=f"vanilla-s0: made with {change}"):
+        compare.missing_runs(other)
+    compare.tabulate(finished)
+    for file in finished.output.glob("*/config.json"):
+        file.unlink()
+    with pytest.raises(InputError, match=f"results.json: vanilla, seed 0: made with {change}"):
+        compare.missing_runs(other)
+    with pytest.raises(InputError, match=r"scored on the test split \(now validation\)"):
+        compare.missing_runs(finished._replace(validation=True))
+    # What is only the place of the data, or the like, may differ.
+    assert not compare.missing_runs(
+        finished._replace(overrides=[*ONE_EPOCH, "--config.steps_per_call=2"])
+    )
+
+
+def test_table_of_what_is_there(tmp_path, capsys):
+    """Rows may have fewer seeds; the test is over those in common."""
+    comparison = comparison_of(tmp_path, ["vanilla", "mimo", "cutmix"])
+    assert compare.tabulate(comparison) is None
+    for method, seed, accuracy in [("vanilla", 0, 0.9), ("vanilla", 2, 0.8), ("mimo", 2, 0.95)]:
+        write_run(comparison.run(Variant(method, method), seed), accuracy)
+    vanilla, mimo = compare.tabulate(comparison)["rows"]
+    assert (vanilla["n"], mimo["n"], mimo["p"]) == (2, 1, 1.0)
+    assert mimo["difference"] == pytest.approx(15)
+    missing = capsys.readouterr().out.splitlines()[-1]
+    assert missing.startswith(
+        "missing: vanilla, seed 1; mimo, seed 0; mimo, seed 1; cutmix, seed 0"
+    )
+
+
+def test_numbers_that_no_run_has(tmp_path):
+    """A ratio error is infinite if no image has both members wrong, and nan without errors."""
+    column = scores._column
+    assert column({"scores": {"x": "inf"}}, "scores/x", 1) == np.inf
+    assert column({"scores": {"x": "nan"}}, "scores/x", 1) is None
+    assert column({"scores": None}, "scores/x", 1) is None
+    assert scores._mean_and_deviation([1.0, np.inf]) == (np.inf, None)
+
+
+def test_holm_corrects_in_order():
+    assert scores.holm([]) == []
+    np.testing.assert_allclose(scores.holm([0.04, 0.01, 0.5]), [0.08, 0.03, 0.5])
+    np.testing.assert_allclose(scores.holm([0.9, 0.6]), [1, 1])
+
+
+def test_variants_and_seeds_as_written():
+    variant = variants.parse_variant("my way=cut_mixmo mixmo.alpha=1.0 model.width=2")
+    assert variant == Variant("my way", "cut_mixmo", ("mixmo.alpha=1.0", "model.width=2"))
     assert variant.folder(pathlib.Path("x"), 3) == pathlib.Path("x/my_way-s3")
-    assert compare.parse_seeds("3") == [0, 1, 2]
-    assert compare.parse_seeds("1,4") == [1, 4]
+    assert variants.parse_seeds("3") == [0, 1, 2]
+    assert variants.parse_seeds("1,4") == [1, 4]
     for text in ("cut_mixmo", "=mimo", "a=", "a=mimo alpha"):
         with pytest.raises(InputError, match="expected 'LABEL=METHOD FIELD=VALUE …'"):
-            compare.parse_variant(text)
+            variants.parse_variant(text)
     with pytest.raises(InputError, match="seeds=x: expected a number"):
-        compare.parse_seeds("x")
-    flags = compare.merge(["--config.seed=1", "--config.model.width=2"], ("seed=4",))
+        variants.parse_seeds("x")
+    flags = variants.merge(["--config.seed=1", "--config.model.width=2"], ("seed=4",))
     assert flags == ["--config.seed=4", "--config.model.width=2"]
 
 
-def test_published_numbers_stand_beside_the_papers_configs_only(scripts):
-    _, published, _ = scripts
-    for spec, overrides, expected in [
-        ("cifar100:cut_mixmo", [], (85.52, 85.59)),
-        ("cifar10:mimo", [], (96.71,)),
-        ("cifar100:cut_mixmo", ["--config.model.width=2"], None),
-        ("cifar100:cut_mixmo", ["--config.num_epochs=15"], None),
-        ("tiny_imagenet:cut_mixmo", ["--config.model.width=2"], (69.12,)),
-        ("tiny_imagenet:mixup", [], None),
+@pytest.mark.parametrize(
+    "rows, seeds, message",
+    [
+        (["a b", "a_b"], [0], "labels 'a b' and 'a_b': expected labels that differ as folders"),
+        (["a", "A"], [0], "labels 'a' and 'A'"),
+        (["a", "a"], [0], "labels 'a' and 'a'"),
+        (["a"], [], "methods, seeds: expected one or more"),
+        ([], [0], "methods, seeds: expected one or more"),
+        (["a"], [1, 1], "each of them once"),
+    ],
+)
+def test_rows_that_cannot_be_told_apart(tmp_path, rows, seeds, message):
+    rows = [Variant(label, "vanilla") for label in rows]
+    with pytest.raises(InputError, match=message):
+        compare.list_runs(Comparison("digits", rows, seeds, tmp_path, []))
+
+
+def test_published_numbers_stand_beside_the_papers_configs_only():
+    for spec, overrides, networks, expected in [
+        ("cifar100:cut_mixmo", [], 1, (85.52, 85.59)),
+        ("cifar10:mimo", [], 1, (96.71,)),
+        ("cifar100:cut_mixmo", ["--config.model.width=2"], 1, None),
+        ("cifar100:cut_mixmo", ["--config.num_epochs=15"], 1, None),
+        ("cifar100:cut_mixmo", ["--config.mixmo.block=cow"], 1, None),
+        ("cifar100:cut_mixmo", [], 3, None),
+        ("cifar100:cut_mixmo+cutmix", [], 3, (86.81,)),
+        ("tiny_imagenet:cut_mixmo", ["--config.model.width=2"], 1, (69.12,)),
+        ("tiny_imagenet:mixup", [], 1, None),
     ]:
-        assert published.find(flatten(config_lib.parse(spec, overrides)[1])) == expected
+        assert published.find(flatten(config_lib.parse(spec, overrides)[1]), networks) == expected
 
 
-def test_every_study_names_what_there_is(scripts):
-    """Each of its rows is a config that can be trained, at any scale."""
-    _, _, studies = scripts
-    compare = scripts[0]
-    for variants in studies.STUDIES.values():
-        assert len({v.label for v in variants}) == len(variants)
-        for variant in variants:
-            scaled = studies.scaled(f"cifar100:{variant.method}", [], 0.05)
-            flags = compare.merge([], (*variant.fields, *scaled))
-            _, config = config_lib.parse(f"cifar100:{variant.method}", flags)
-            assert (config.num_epochs, config.optimizer.warmup_steps) == (15, 39)
-            assert config.optimizer.decay_epochs == (6, 11, 12)
+def arguments_of(study, **given):
+    values = {
+        "study": study,
+        "config": None,
+        "widths": "",
+        "images": "",
+        "scale": 1.0,
+        "seeds": "3",
+        "output": pathlib.Path("out"),
+        "corruptions": pathlib.Path("C") if study == "robustness" else None,
+    }
+    return argparse.Namespace(**{**values, **given})
+
+
+def configs_of(study, labels=None, **given):
+    """The configs by label of a study's only comparison, or of some of its rows."""
+    (comparison,) = studies.create_comparisons(arguments_of(study, **given), [])
+    rows = {v.label: v for v in comparison.variants}
+    return {label: comparison.run(rows[label], 0).config for label in labels or rows}
+
+
+def test_every_study_names_what_there_is():
+    """Each of its rows is a config that can be trained."""
+    for study in studies.STUDIES.values():
+        Comparison("digits", study.variants, [0, 1, 2], pathlib.Path("out"), []).check()
+        for variant in study.variants:
+            config_lib.parse(f"cifar100:{variant.method}", variants.merge([], variant.fields))
+    tables = studies.create_comparisons(arguments_of("tiny_imagenet"), [])
+    assert [t.output.name for t in tables] == [f"tiny_imagenet-w{w}" for w in (1, 2, 3)]
+    assert [t.run(t.variants[0], 0).config.model.width for t in tables] == [1, 2, 3]
+    assert [v.label for v in studies.STUDIES["cifar10"].variants] == list(common.METHODS)
+
+
+def test_scale_shortens_all_parts_of_a_run():
+    config = configs_of("methods", ["cut_mixmo"], config="cifar100", scale=0.05)["cut_mixmo"]
+    assert (config.num_epochs, config.optimizer.warmup_steps) == (15, 39)
+    assert config.optimizer.decay_epochs == (6, 11, 12)
+    # Those of the patches and of unmixing are fractions of the run.
+    assert (config.mixmo.patch_prob_until, config.mixmo.unmix_until) == (11 / 12, 1 / 3)
+
+
+def test_equal_time_is_as_many_steps():
+    configs = configs_of("equal_time", config="cifar100")
+    steps = {
+        label: (config.num_epochs * steps_per_epoch(config, 64_000))
+        for label, config in configs.items()
+    }
+    plain, long, short, mixed = steps
+    assert (steps[plain], steps[long]) == (steps[short], steps[mixed])
+    assert steps[long] == 4 * steps[plain]
+    for one, other in ((long, mixed), (plain, short)):
+        warmup = [
+            configs[i].optimizer.warmup_steps * configs[i].batch_repetitions for i in (one, other)
+        ]
+        assert abs(warmup[0] - warmup[1]) <= 2  # rounded for b = 1
+    assert configs[long].optimizer.decay_epochs == (401, 801, 901)
+
+
+def test_few_images_take_as_many_steps():
+    labels = ["vanilla", "cut_mixmo"]
+    usual = configs_of("few_images", labels)
+    for images in (50, 580):
+        for label, config in configs_of("few_images", labels, images=str(images)).items():
+            left = 1437 * (1 - config.dataset.validation_fraction)
+            assert abs(left - images) < 2
+            steps = config.num_epochs * steps_per_epoch(config, images)
+            expected = usual[label].num_epochs * steps_per_epoch(usual[label], 145)
+            assert steps == pytest.approx(expected, rel=0.1)
+            assert config.optimizer.warmup_steps == 8
+            last = config.optimizer.decay_epochs[-1]
+            assert last / config.num_epochs == pytest.approx(0.9, abs=0.1)
+
+
+def test_a_table_for_each_width_and_number_of_images(monkeypatch):
+    monkeypatch.setattr(studies, "_with_images", lambda variant, *_: variant)
+    given = arguments_of("few_images", images="50,145", widths="1,2")
+    names = [f"few_images-n{n}-w{w}" for w in (1, 2) for n in (50, 145)]
+    assert [table.output.name for table in studies.create_comparisons(given, [])] == names
+
+
+@pytest.mark.parametrize(
+    "study, given, message",
+    [
+        ("widths", {}, "widths: no such study; did you mean width"),
+        ("methods", {"scale": 0.0}, "scale=0.0: expected a number > 0"),
+        ("methods", {"images": "50"}, "images=50: only for few_images"),
+        ("methods", {"widths": "1,x"}, "widths=x: expected a number"),
+        ("few_images", {"images": "20"}, "images=20: expected 32 to 1436"),
+        ("few_images", {"images": "1437"}, "images=1437: expected 32 to 1436"),
+        ("robustness", {"corruptions": None}, "corruptions: missing; expected a folder"),
+    ],
+)
+def test_wrong_arguments_of_a_study(study, given, message):
+    with pytest.raises(InputError, match=message):
+        studies.create_comparisons(arguments_of(study, **given), [])
+
+
+def test_committed_results_need_no_training():
+    """The comparison goes on from them on a machine that has none of the folders."""
+    given = {"output": EXPERIMENTS / "results", "widths": "1,2", "seeds": "5"}
+    for comparison in studies.create_comparisons(arguments_of("few_images", **given), []):
+        assert compare.missing_runs(comparison) == []
+        entries = scores.read_recorded(comparison)
+        table = scores.format_table(scores.summarize(comparison, entries))
+        assert table + "\n" == (comparison.output / "table.md").read_text()
+
+
+def test_ensembles_are_made_of_the_runs_of_the_seeds(tmp_path):
+    rows = studies._ensembles("cut_mixmo")
+    comparison = Comparison("digits", rows, [0, 1, 2, 3], tmp_path, ONE_EPOCH)
+    runs = compare.missing_runs(comparison)
+    assert [run.folder.name for run in runs] == [f"cut_mixmo-s{i}" for i in range(4)]
+    for run in runs:
+        write_run(run, 0.5, logits_seed=run.config.seed)
+    results = compare.tabulate(comparison)
+    assert [(row["label"], row["n"]) for row in results["rows"]] == [
+        ("cut_mixmo", 4),
+        ("cut_mixmo, N = 2", 2),
+        ("cut_mixmo, N = 3", 1),
+    ]
+    logits, labels = zip(*(scores.read_logits(run.folder) for run in runs[2:]), strict=True)
+    expected = metrics.ensemble_metrics(np.concatenate(logits, axis=1), labels[0])
+    (second,) = (e for e in results["runs"] if e.get("seeds") == [2, 3])
+    assert second["NLL"] == pytest.approx(expected["nll"])
+    assert second["accuracy (%)"] == pytest.approx(100 * expected["accuracy"])
+    # An ensemble that is not recorded needs the runs, though they are.
+    for run in runs:
+        (run.folder / "results.json").unlink()
+    assert compare.missing_runs(comparison) == []
+    (record,) = (tmp_path / "results.json",)
+    kept = json.loads(record.read_text())
+    kept["runs"] = [e for e in kept["runs"] if e.get("seeds") != [2, 3]]
+    record.write_text(json.dumps(kept))
+    assert [run.folder.name[-2:] for run in compare.missing_runs(comparison)] == ["s2", "s3"]
+    with pytest.raises(InputError, match="seeds: 2, expected at least 3 for an ensemble"):
+        comparison._replace(seeds=[0, 1]).check()
+
+
+def test_corrupted_images_are_a_step_of_their_own(tmp_path):
+    comparison = comparison_of(tmp_path, ["vanilla"], [0], corruptions=pathlib.Path("C"))
+    (run,) = compare.missing_runs(comparison)
+    assert [c[3].partition("=")[0] for c in run.missing] == ["--config", "--mode"]
+    write_run(run, 0.9)
+    assert run.missing == [run.steps[1][1]]
+    assert run.missing[0][-1] == "--corruptions=C"
+    severities = {"mean": {"accuracy": 0.4}}
+    (run.folder / "corruptions.json").write_text(json.dumps({"mean": severities}))
+    assert compare.missing_runs(comparison) == []
+    (row,) = compare.tabulate(comparison)["rows"]
+    assert row["corrupted (%)"] == (pytest.approx(40), None)
+
+
+def test_job_array_starts_what_would_run_here(finished, monkeypatch, tmp_path):
+    more = finished._replace(seeds=[0, 1, 2, 3], corruptions=pathlib.Path("my images"))
+    missing, started = compare.missing_runs(more), []
+    monkeypatch.setattr(launch, "_run", lambda command, *_: started.append(command))
+    launch.run_here(missing)
+    script = launch.write_slurm(missing, more.output)
+    lines = (more.output / "commands.txt").read_text().splitlines()
+    commands = [line.split(" && ") for line in lines]
+    assert f"--array=1-{len(missing)}\n" in script.read_text()
+    assert [shlex.split(c) for parts in commands for c in parts] == started
+    assert len(started) == 9 + 2 * 3  # nine runs are trained already
+    assert launch.write_slurm([], more.output) is None
+
+
+@pytest.mark.parametrize("status", [0, 3, 143])
+def test_job_array_requeues_what_was_told_to_stop(tmp_path, status):
+    """The script runs the line of its task; a stand-in is SLURM."""
+    tools, output = tmp_path / "bin", tmp_path / "out put"
+    for folder in (tools, output):
+        folder.mkdir()
+    for name, text in {
+        "srun": 'shift; exec "$@"',
+        "scontrol": f'echo "$@" > "{tmp_path}/queue"',
+    }.items():
+        (tools / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tools / name).chmod(0o755)
+    step = (tmp_path / "none", ["sh", "-c", f"echo 'a  b' > '{tmp_path}/done'; exit {status}"])
+    runs = [
+        variants.Run(name, output / name, None, ((tmp_path / "none", ["false"]),)) for name in "ab"
+    ]
+    runs.insert(1, variants.Run("c", output / "c", None, (step,)))
+    script = launch.write_slurm(runs, output)
+    (output / "commands.txt").write_text("false\n" * 3)  # by another call, for other runs
+    environment = {
+        "PATH": f"{tools}:/usr/bin:/bin",
+        "SLURM_ARRAY_TASK_ID": "2",
+        "SLURM_JOB_ID": "7",
+    }
+    done = subprocess.run(["bash", script], env=environment, timeout=60)
+    assert done.returncode == status
+    assert (tmp_path / "done").read_text() == "a  b\n"
+    assert (tmp_path / "queue").exists() == (status == 143)
+
+
+def test_cost_follows_steps_and_flops(tmp_path):
+    fields = ["--config.model.name=tiny", "--config.num_epochs=3", "--config.batch_size=32"]
+    _, measured = config_lib.parse("digits:vanilla", fields)
+    file = tmp_path / "bench.json"
+    report = {"config": measured.to_dict(), "train_images_per_second": {"median": 100.0}}
+    file.write_text(json.dumps(report))
+    estimate = cost.Estimate(file)
+    steps = 3 * (1437 // 32)
+    assert cost.num_steps(measured) == steps
+    assert estimate.hours(measured) == pytest.approx(steps * 32 / 100 / 3600)
+    _, two = config_lib.parse("digits:cut_mixmo", fields)  # two encoders and heads, b = 4
+    flops = cost.flops_of_position(two) / cost.flops_of_position(measured)
+    assert flops > 1
+    assert estimate.hours(two) / estimate.hours(measured) == pytest.approx(4 * flops, rel=0.02)
+    run = variants.Run("a", tmp_path / "a", measured, ())
+    *_, total = estimate.table([run, run._replace(label="b")], [run]).splitlines()
+    assert total == f"{estimate.hours(measured):.3g} hours for 1 of 2 runs, by {file}"
+    for wrong in ({}, {"config": 1, "images_per_second": 2.0}, {"images_per_second": "x"}):
+        file.write_text(json.dumps(wrong))
+        with pytest.raises(InputError, match=r"bench\.json: "):
+            cost.Estimate(file)
+    with pytest.raises(InputError, match="the cost is known for digits"):
+        cost.num_images(config_lib.parse("image_folder")[1])
+
+
+def test_cost_measured_here_is_measured_once(monkeypatch):
+    asked = []
+    monkeypatch.setattr(cost, "measure", lambda config: asked.append(config) or 200.0)
+    estimate = cost.Estimate()
+    for seed in (0, 1):
+        _, config = config_lib.parse("digits:vanilla", [f"--config.seed={seed}"])
+        assert estimate.hours(config) == pytest.approx(cost.num_steps(config) * 64 / 200 / 3600)
+    assert len(asked) == 1
+
+
+def test_plots_of_runs_and_results(tmp_path):
+    comparison = comparison_of(
+        tmp_path / "out", ["vanilla", "cut_mixmo"], [0, 1], corruptions=tmp_path
+    )
+    runs = compare.list_runs(comparison)
+    for run in runs:
+        accuracy = 0.9 + 0.01 * run.config.seed
+        write_run(run, accuracy, corrupted=0.4, logits_seed=run.config.seed)
+    rows = compare.tabulate(comparison)["rows"]
+    entries = plot_style.read_results([comparison.output])
+    groups = plot_style.by_label(run.folder for run in runs)
+    assert list(groups) == ["vanilla", "cut_mixmo"]
+    figures = {
+        "accuracy": plot_accuracy.draw(rows),
+        "diversity": plot_diversity.draw(entries, "ratio error"),
+        "width": plot_width.draw(entries),
+        "learning_curves": plot_learning_curves.draw(groups),
+        "reliability": plot_reliability.draw(groups),
+        "corruptions": plot_corruptions.draw(groups),
+    }
+    for name, figure in figures.items():
+        plot_style.save(figure, tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").stat().st_size > 1000
+    width, corruptions = figures["width"].axes[0], figures["corruptions"].axes[0]
+    for axes in (width, corruptions):  # labels stand beside the lines
+        assert [text.get_text() for text in axes.texts] == ["vanilla", "cut_mixmo"]
+    assert 90.5 in [line.get_ydata()[0] for line in width.lines]
+    curves = [line.get_ydata() for line in corruptions.lines if len(line.get_ydata()) == 6]
+    np.testing.assert_allclose(curves[-1], [90.5, *[40] * 5])
+    with pytest.raises(InputError, match="no run has it"):
+        plot_diversity.draw([e for e in entries if e["label"] == "vanilla"], "ratio error")
+    with pytest.raises(InputError, match=r"x\.y: cannot be written: Format 'y' is not supported"):
+        plot_style.save(figures["width"], tmp_path / "x.y")
+    with pytest.raises(InputError, match="expected the folder of a finished run"):
+        plot_style.by_label([tmp_path])
+
+
+def test_labels_are_moved_apart_as_little_as_possible():
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 7):
+        heights = rng.uniform(0, 0.3, count)
+        order, placed = plot_style.spread(heights, 0.1)
+        assert (np.diff(placed) >= 0.1 - 1e-9).all()
+        assert (np.diff(heights[order]) >= 0).all()
+        assert placed.mean() == pytest.approx(heights.mean(), abs=0.05)
+    order, placed = plot_style.spread(np.array([0.9, 0.1]), 0.1)
+    np.testing.assert_allclose((order, placed), ([1, 0], [0.1, 0.9]))

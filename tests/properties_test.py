@@ -61,7 +61,7 @@ NUMBERS = {
     "mixmo.weight_root": (TINY, math.inf),
     "msda.beta": (1e-3, 1e6),
     "msda.prob": (0, 1),
-    "dataset.validation_fraction": (0, 0.9),
+    "dataset.validation_fraction": (0, 0.999),
     "dataset.test_fraction": (0.01, 0.9),
     "optimizer.learning_rate": (TINY, LARGEST),
     "optimizer.warmup_epochs": (0, 1e9),

@@ -24,13 +24,14 @@ from mixmo_jax.runs.metric_writer import RESULTS
 
 CONFIG, DATASET = "config.json", "dataset.json"
 CHECKPOINTS, BEST = "checkpoints", "best_checkpoint"
-ENSEMBLE = "ensemble.json"
+LOGITS = "logits.npz"
+ENSEMBLE, ENSEMBLE_LOGITS = "ensemble.json", "ensemble_logits.npz"
 CORRUPTIONS, ENSEMBLE_CORRUPTIONS = "corruptions.json", "ensemble_corruptions.json"
 
 _LONGEST_SIDE = 10_000  # of an image, in pixels
 
 # Fields that may differ between the sessions of one run: they do not change what is computed.
-_NEUTRAL_FIELDS = {
+NEUTRAL_FIELDS = {
     "dataset.data_dir",
     "dataset.cache_dir",
     "dataset.max_file_bytes",
@@ -209,8 +210,8 @@ def read_config(folder: pathlib.Path, overrides: Sequence[str] = ()) -> ml_colle
     except InputError as error:
         raise InputError(f"{folder / CONFIG}: {error}") from None
     for field in config_lib.override(config, overrides):
-        if field not in _NEUTRAL_FIELDS:
-            able = ", ".join(sorted(_NEUTRAL_FIELDS))
+        if field not in NEUTRAL_FIELDS:
+            able = ", ".join(sorted(NEUTRAL_FIELDS))
             raise InputError(f"{field}: the config is that of the run; only {able} can be set")
     return config
 
@@ -221,7 +222,7 @@ def _counts(num_images: dict[str, int]) -> str:
 
 def _compare(folder, old, new):
     old, new = config_lib.flatten(old), config_lib.flatten(new)
-    allowed = {*_NEUTRAL_FIELDS, *(["num_epochs"] if new["num_epochs"] > old["num_epochs"] else [])}
+    allowed = {*NEUTRAL_FIELDS, *(["num_epochs"] if new["num_epochs"] > old["num_epochs"] else [])}
     changed = [k for k in old if old[k] != new[k] and k not in allowed]
     if changed:
         differences = ", ".join(f"{k}={shown(old[k])} (now {shown(new[k])})" for k in changed)

@@ -1,0 +1,99 @@
+"""Starts runs: here one after the other, or as a job array of SLURM."""
+
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import time
+
+import tqdm
+from variants import Run
+
+from mixmo_jax.errors import InputError, Interrupted
+from mixmo_jax.files import write_text
+from mixmo_jax.runs.metric_writer import METRICS, read_metrics
+
+# One task for each command; they stand inside, as SLURM keeps a copy of the script. `srun` passes
+# the SIGTERM on that comes before the time is over, and the run saves its step; the shell inside
+# waits for that, and the task is queued again. Jobs that are preempted get a SIGTERM, too, and
+# SLURM itself queues them again.
+_ARRAY = """\
+#!/bin/bash
+#SBATCH --job-name=mixmo-{name}
+#SBATCH --array=1-{count}
+#SBATCH --ntasks=1
+#SBATCH --gpus=1
+#SBATCH --time=24:00:00
+#SBATCH --signal=TERM@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output="{logs}/slurm-%a.log"
+cd {folder} || exit 1
+command=$(sed -n "${{SLURM_ARRAY_TASK_ID}}p" <<'END'
+{commands}
+END
+)
+srun --ntasks=1 bash -c "trap : TERM; $command"
+status=$?
+if [ "$status" -eq 143 ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"
+"""
+
+
+def run_here(runs: list[Run]) -> None:
+    """Brings each run to its end, with a bar over the epochs of all."""
+    form = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+    total = sum(run.config.num_epochs for run in runs)
+    with tqdm.tqdm(total=total, bar_format=form, dynamic_ncols=True) as bar:
+        for run in runs:
+            before = bar.n
+            bar.set_description_str(f"{run.label}, seed {run.config.seed}")
+            for command in run.missing:
+                _run(command, run.folder, bar, before)
+            bar.update(before + run.config.num_epochs - bar.n)
+
+
+def _run(command: list[str], folder: pathlib.Path, bar: tqdm.tqdm, before: int) -> None:
+    """Runs a command to its end; what it prints goes to a file beside the folder."""
+    log = folder.with_name(f"{folder.name}.log")
+    with log.open("ab") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+    try:
+        while process.poll() is None:
+            time.sleep(0.5)
+            if (folder / METRICS).exists():
+                bar.update(before + len(read_metrics(folder)) - bar.n)
+    except KeyboardInterrupt as error:  # the run saves its step
+        process.send_signal(getattr(error, "signum", signal.SIGINT))
+        process.wait()
+        message = "stopped; the same command goes on"
+        raise Interrupted(message, getattr(error, "signum", signal.SIGINT)) from None
+    if process.returncode:
+        *_, last = log.read_text(errors="replace").splitlines() or [""]
+        raise InputError(f"{folder}: the run ended with status {process.returncode}: {last}")
+
+
+def write_slurm(runs: list[Run], output: pathlib.Path) -> pathlib.Path | None:
+    """Writes a job array of SLURM, a task for each run that is not finished.
+
+    The commands also stand in commands.txt, a line each, for other schedulers.
+
+    Returns:
+      The script for `sbatch`, None if nothing is missing.
+    """
+    lines = [" && ".join(map(shlex.join, run.missing)) for run in runs if run.missing]
+    if not lines:
+        return None
+    write_text(output / "commands.txt", "\n".join(lines) + "\n")
+    text = _ARRAY.format(
+        name=output.name,
+        count=len(lines),
+        logs=output.absolute(),
+        folder=shlex.quote(os.getcwd()),
+        commands="\n".join(lines),
+    )
+    write_text(output / "array.sh", text)
+    return output / "array.sh"

@@ -98,7 +98,7 @@ def _in_blocks(
         for n in range(1, batch + 1)
         if batch % n == 0 and (n * image_bytes <= _BLOCK_BYTES or n == 1)
     )
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = x.dtype if x.dtype.itemsize >= 4 else jnp.float32
 
     def add(total, block):
         x, dy = block

@@ -1,0 +1,85 @@
+"""The weight gradient that a CPU computes in blocks is XLA's own; elsewhere it is left to XLA."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mixmo_jax.models import convolution
+from mixmo_jax.models.convolution import convolve
+
+# Shape of the images, kernel, stride, padding.
+CASES = [
+    ((8, 12, 10, 3), (3, 3, 3, 4), 1, "SAME"),
+    ((8, 12, 10, 3), (3, 3, 3, 4), 2, "SAME"),
+    ((5, 9, 7, 2), (3, 3, 2, 3), 2, 1),
+    ((6, 8, 8, 4), (1, 1, 4, 5), 2, "SAME"),
+    ((1, 7, 6, 2), (2, 3, 2, 3), 1, "VALID"),
+]
+
+
+def native(x, kernel, stride, padding):
+    pads = [(padding, padding)] * 2 if isinstance(padding, int) else padding
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), pads, dimension_numbers=dimensions, precision="highest"
+    )
+
+
+def gradients(function, stride, padding, x, kernel, weights):
+    def loss(x, kernel):
+        return (function(x, kernel, stride, padding) * weights).sum()
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+
+
+def draw(shape, kernel_shape, stride, padding, dtype):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, kernel = (
+        jax.random.normal(k, s, dtype) for k, s in zip(keys[:2], (shape, kernel_shape), strict=True)
+    )
+    output = jax.eval_shape(lambda x, kernel: native(x, kernel, stride, padding), x, kernel)
+    return x, kernel, jax.random.normal(keys[2], output.shape, dtype)
+
+
+@pytest.mark.parametrize(("shape", "kernel_shape", "stride", "padding"), CASES)
+@pytest.mark.parametrize("block_bytes", [1, 4000, 2**21])
+def test_gradients_are_those_of_xla(shape, kernel_shape, stride, padding, block_bytes, monkeypatch):
+    """In float64 only the order of the sum differs, whatever the size of the blocks."""
+    monkeypatch.setattr(convolution, "_BLOCK_BYTES", block_bytes)
+    with jax.enable_x64(True):
+        x, kernel, weights = draw(shape, kernel_shape, stride, padding, jnp.float64)
+        ours, xla = (
+            gradients(f, stride, padding, x, kernel, weights)(x, kernel) for f in (convolve, native)
+        )
+        for actual, expected in zip(jax.tree.leaves(ours), jax.tree.leaves(xla), strict=True):
+            np.testing.assert_allclose(actual, expected, rtol=1e-11, atol=1e-11)
+
+
+def test_bfloat16_is_summed_in_float32():
+    """The gradient is that of the rounded arguments, rounded once."""
+    x, kernel, weights = draw((64, 16, 16, 3), (3, 3, 3, 4), 1, "SAME", jnp.bfloat16)
+    actual = gradients(convolve, 1, "SAME", x, kernel, weights)(x, kernel)[1][1]
+    wide = [array.astype(jnp.float32) for array in (x, kernel, weights)]
+    expected = gradients(native, 1, "SAME", *wide)(*wide[:2])[1][1]
+    assert actual.dtype == jnp.bfloat16
+    np.testing.assert_allclose(actual.astype(jnp.float32), expected, rtol=2**-8, atol=1e-2)
+
+
+@pytest.mark.parametrize(("platform", "loops"), [("tpu", 0), ("cuda", 0), ("cpu", 1)])
+def test_only_a_cpu_has_a_program_of_its_own(platform, loops):
+    """Elsewhere the convolutions are those of XLA, with nothing beside them."""
+    x, kernel, weights = draw((8, 12, 10, 3), (3, 3, 3, 4), 2, "SAME", jnp.float32)
+    found = {}
+    for function in (convolve, native):
+        step = gradients(function, 2, "SAME", x, kernel, weights)
+        text = step.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
+        assert text.count("stablehlo.while") == (loops if function is convolve else 0)
+        lines = [line.split("=", 1)[1] for line in text.splitlines() if "convolution" in line]
+        found[function] = sorted(re.sub(r"%\w+", "", line) for line in lines)
+    assert len(found[native]) == 3
+    if not loops:
+        assert found[convolve] == found[native]
+        assert "dot_general" not in text

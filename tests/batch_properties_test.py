@@ -158,7 +158,7 @@ def test_plan_and_batch_hold_what_they_promise(count):
     def _(config, dataset, seed):
         trainer, message = value_or_input_error(Trainer, config, dataset)
         if trainer is None:
-            assert fields_of(message) in ("batch_size", "dataset.image_size")
+            assert fields_of(message) in ("batch_size", "images")
             return
 
         @jax.jit
@@ -218,7 +218,7 @@ def test_runs_end_or_say_what_does_not_fit(monkeypatch, tmp_path_factory, count)
         config.num_epochs = 1
         results, message = value_or_input_error(train_on, monkeypatch, folder, config, dataset)
         if results is None:
-            assert fields_of(message) in ("batch_size", "dataset.image_size")
+            assert fields_of(message) in ("batch_size", "images")
         else:
             assert np.isfinite(results["scores"]["nll"]) and results["temperature"] > 0
 

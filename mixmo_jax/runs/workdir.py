@@ -25,12 +25,13 @@ from mixmo_jax.runs.metric_writer import RESULTS
 CONFIG, DATASET = "config.json", "dataset.json"
 CHECKPOINTS, BEST = "checkpoints", "best_checkpoint"
 ENSEMBLE = "ensemble.json"
+WEIGHTS = "model.safetensors"  # of a pretrained network, which is no run
 CORRUPTIONS, ENSEMBLE_CORRUPTIONS = "corruptions.json", "ensemble_corruptions.json"
 
 _LONGEST_SIDE = 10_000  # of an image, in pixels
 
 # Fields that may differ between the sessions of one run: they do not change what is computed.
-_NEUTRAL_FIELDS = {
+NEUTRAL_FIELDS = {
     "dataset.data_dir",
     "dataset.cache_dir",
     "dataset.max_file_bytes",
@@ -43,12 +44,17 @@ _NEUTRAL_FIELDS = {
 }
 
 
+def split_paths(text: str) -> list[str]:
+    """Returns the folders or addresses that a command line names: A,B,C."""
+    paths = [part for part in text.split(",") if part]
+    if not paths:
+        raise InputError("workdir: missing; expected the folder of a finished run")
+    return paths
+
+
 def split_folders(text: str) -> list[pathlib.Path]:
     """Returns the folders of the runs that a command line names: A,B,C."""
-    folders = [expand(part) for part in text.split(",") if part]
-    if not folders:
-        raise InputError("workdir: missing; expected the folder of a finished run")
-    return folders
+    return [expand(path) for path in split_paths(text)]
 
 
 def check_run(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
@@ -143,7 +149,7 @@ def read_dataset_info(folder: pathlib.Path) -> dict:
     """
     with reading(folder / DATASET, ValueError):
         info = read_json(folder / DATASET)
-        for name, is_valid in _INFO.items():
+        for name, is_valid in DATASET_RULES.items():
             if not is_valid(info.get(name)):
                 raise ValueError(f"{name}={shown(info.get(name))}")
         kept = {name: tuple(info[name]) for name in ("image_shape", "class_names", "mean", "std")}
@@ -158,7 +164,7 @@ def _list_of(is_valid):
 
 
 # What the fields of a dataset's description are.
-_INFO = {
+DATASET_RULES = {
     "image_shape": lambda shape: (
         _list_of(is_count)(shape) and len(shape) == 3 and max(shape) <= _LONGEST_SIDE
     ),
@@ -188,6 +194,9 @@ def read_config(folder: pathlib.Path, overrides: Sequence[str] = ()) -> ml_colle
     """
     if not (folder / CONFIG).exists():
         raise InputError(f"workdir={folder}: holds no run: it has no {CONFIG}")
+    if (folder / WEIGHTS).exists():
+        reason = "it can predict and be exported, not trained or evaluated"
+        raise InputError(f"workdir={folder}: holds a pretrained network: {reason}")
     with reading(folder / CONFIG):
         text = read_text(folder / CONFIG, errors="replace")
     try:
@@ -195,8 +204,8 @@ def read_config(folder: pathlib.Path, overrides: Sequence[str] = ()) -> ml_colle
     except InputError as error:
         raise InputError(f"{folder / CONFIG}: {error}") from None
     for field in config_lib.override(config, overrides):
-        if field not in _NEUTRAL_FIELDS:
-            able = ", ".join(sorted(_NEUTRAL_FIELDS))
+        if field not in NEUTRAL_FIELDS:
+            able = ", ".join(sorted(NEUTRAL_FIELDS))
             raise InputError(f"{field}: the config is that of the run; only {able} can be set")
     return config
 
@@ -207,7 +216,7 @@ def _counts(num_images: dict[str, int]) -> str:
 
 def _compare(folder, old, new):
     old, new = config_lib.flatten(old), config_lib.flatten(new)
-    allowed = {*_NEUTRAL_FIELDS, *(["num_epochs"] if new["num_epochs"] > old["num_epochs"] else [])}
+    allowed = {*NEUTRAL_FIELDS, *(["num_epochs"] if new["num_epochs"] > old["num_epochs"] else [])}
     changed = [k for k in old if old[k] != new[k] and k not in allowed]
     if changed:
         differences = ", ".join(f"{k}={shown(old[k])} (now {shown(new[k])})" for k in changed)

@@ -54,7 +54,8 @@ def warn_if_uncalibrated(model, workdir: str) -> None:
     if model.temperature is None:
         warn(
             f"no temperature was fitted for workdir={workdir}, probabilities are not calibrated: "
-            "python -m mixmo_jax.main --mode=evaluate --workdir=… fits one"
+            "python -m mixmo_jax.main --mode=evaluate --workdir=… fits one for runs, "
+            "Model.calibrate for any network"
         )
 
 

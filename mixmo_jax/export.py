@@ -33,7 +33,7 @@ from mixmo_jax.evaluation.ensemble import ENSEMBLES
 from mixmo_jax.files import expand, write_bytes, write_json
 from mixmo_jax.inference.loading import load
 from mixmo_jax.inference.model import Model
-from mixmo_jax.runs.workdir import split_folders
+from mixmo_jax.runs.workdir import split_paths
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -41,7 +41,9 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 def main(argv: Sequence[str]) -> int:
     """Runs a command line; returns its exit status, see `run_command`."""
     parser = create_parser("export", __doc__)
-    parser.add_argument("--workdir", required=True, help="a finished run, or several: A,B,C")
+    parser.add_argument(
+        "--workdir", required=True, help="a finished run or pretrained network, or several: A,B,C"
+    )
     parser.add_argument("--output", required=True, type=pathlib.Path)
     parser.add_argument("--ensemble", choices=ENSEMBLES, help="default: as the run's config says")
     parser.add_argument("--no_fold", action="store_true", help="keep the members apart")
@@ -61,7 +63,7 @@ def _export(arguments: argparse.Namespace) -> None:
         if file.exists() and not file.is_file():
             raise InputError(f"output={output}: {file} is not a file that could be replaced")
     import_plugins(arguments.plugin)
-    model = load(split_folders(arguments.workdir), ensemble=arguments.ensemble)
+    model = load(split_paths(arguments.workdir), ensemble=arguments.ensemble)
     warn_if_uncalibrated(model, arguments.workdir)
     # Several runs have several cores, and averaged probabilities are not linear: neither folds.
     if len(model.networks) == 1 and not arguments.no_fold:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import importlib.util
 import io
 import json
@@ -115,6 +116,16 @@ def too_large(what: object, size: int, max_bytes: int, field: str = "") -> Input
     """Returns the error for a file that is too large, see `read_bytes`."""
     limit = f"{field}={max_bytes}" if field else f"{max_bytes:,}"
     return InputError(f"{what}: {shown(size)} bytes, expected at most {limit}")
+
+
+def digest_of(file: pathlib.Path) -> str:
+    """Returns the SHA-256 digest of a regular file, in hexadecimal digits.
+
+    Raises:
+      InputError: if it cannot be read.
+    """
+    with reading(file), open_file(file) as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def read_text(file: pathlib.Path, errors: str = "strict") -> str:

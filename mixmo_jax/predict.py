@@ -24,13 +24,15 @@ from mixmo_jax.evaluation.ensemble import ENSEMBLES
 from mixmo_jax.files import reading
 from mixmo_jax.inference.loading import load
 from mixmo_jax.inference.model import Model
-from mixmo_jax.runs.workdir import split_folders
+from mixmo_jax.runs.workdir import split_paths
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs a command line; returns its exit status, see `run_command`."""
     parser = create_parser("predict", __doc__)
-    parser.add_argument("--workdir", required=True, help="a finished run, or several: A,B,C")
+    parser.add_argument(
+        "--workdir", required=True, help="a finished run or pretrained network, or several: A,B,C"
+    )
     parser.add_argument("--ensemble", choices=ENSEMBLES, help="default: as the run's config says")
     parser.add_argument(
         "--allow_unfinished",
@@ -52,7 +54,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     files = _find(arguments.images)
     import_plugins(arguments.plugin)
     model = load(
-        split_folders(arguments.workdir),
+        split_paths(arguments.workdir),
         ensemble=arguments.ensemble,
         allow_unfinished=arguments.allow_unfinished,
     )

@@ -227,7 +227,7 @@ READERS = {
     workdir.CONFIG: (CONFIG, workdir.read_config),
     workdir.DATASET: (INFO, workdir.read_dataset_info),
     METRICS: (LINE, read_metrics),
-    RESULTS: (RESULT, lambda folder: loading._read_temperature([folder], [NETWORK], "logits")),
+    RESULTS: (RESULT, lambda folder: loading._read_results([folder], [NETWORK], "logits")),
     "any.json": ({}, lambda folder: read_json(folder / "any.json")),
 }
 

@@ -68,7 +68,7 @@ def readers(network):
     """What reads each file, as a function of the folder."""
 
     def temperature_of(*folders):
-        return lambda folder: loading._read_temperature(
+        return lambda folder: loading._read_results(
             [folder, *folders], [network] * (1 + len(folders)), "logits"
         )
 
@@ -225,7 +225,7 @@ def test_results_are_read_or_named(small_run, readers, damage, name, field):
     for text in VALUES:
         file.write_bytes(with_value(values, field, text))
         try:
-            temperature = readers[name](small_run)
+            temperature, _ = readers[name](small_run)
         except InputError as error:
             assert name in str(error) and len(str(error).splitlines()) == 1
         else:

@@ -1,4 +1,4 @@
-"""Loading the networks of runs."""
+"""Loading trained networks: those of runs, and pretrained ones."""
 
 import pathlib
 from collections.abc import Sequence
@@ -9,8 +9,11 @@ import ml_collections
 
 from mixmo_jax.errors import InputError, invalid, shown
 from mixmo_jax.files import expand, is_number, read_json, reading
+from mixmo_jax.inference import hub
 from mixmo_jax.inference.model import Model
 from mixmo_jax.inference.network import Network
+from mixmo_jax.inference.pretrained import is_pretrained, load_pretrained
+from mixmo_jax.inference.results import read_results
 from mixmo_jax.input_pipeline.batch import steps_per_epoch
 from mixmo_jax.models import create_model
 from mixmo_jax.runs import workdir
@@ -25,13 +28,16 @@ def load(
     allow_unfinished: bool = False,
     ema: bool = False,
 ) -> Model:
-    """Loads the network of a finished run, or the ensemble of several runs.
+    """Loads a trained network, or the ensemble of several.
 
     The model has the temperature that was fitted when the run, or the ensemble of just these runs,
-    was evaluated; none if it was not.
+    was evaluated; none if it was not. That of a pretrained network is kept with it, and holds for
+    it alone.
 
     Args:
-      paths: The folder of a run, or of several.
+      paths: The folder of a finished run, a folder that `Model.save_pretrained` wrote, or the
+        address of one on the Hugging Face Hub, "hf://owner/name" or "hf://owner/name@revision"; or
+        several of them.
       ensemble: How the members are combined, "logits" or "probabilities"; by default as the
         (first) run's config says.
       allow_unfinished: Whether to take the newest checkpoint of a run that is not finished.
@@ -39,18 +45,35 @@ def load(
         temperature was fitted for it.
 
     Raises:
-      InputError: if there is no finished run in a folder, or the runs do not fit together.
+      InputError: if a folder holds neither a finished run nor a pretrained network, or they do not
+        fit together.
     """
     if isinstance(paths, (str, pathlib.Path)):
         paths = [paths]
-    folders = [expand(path) for path in paths]
-    options = {"allow_unfinished": allow_unfinished, "ema": ema}
-    networks = [load_network(folder, **options) for folder in folders]
-    if not networks:
+    folders = [hub.download(path) if hub.is_address(path) else expand(path) for path in paths]
+    if not folders:
         raise InputError("paths: none, expected the folder of a run")
-    ensemble = ensemble or networks[0].config.evaluation.ensemble
-    temperature = None if ema else _read_temperature(folders, networks, ensemble)
-    return Model(networks, ensemble, temperature)
+    pretrained = [is_pretrained(folder) for folder in folders]
+    if any(pretrained) and ema:
+        raise InputError(f"{folders[pretrained.index(True)]}: holds no moving average, only a run")
+    options = {"allow_unfinished": allow_unfinished, "ema": ema}
+    models = [
+        load_pretrained(folder) if kept else _load_run(folder, options)
+        for folder, kept in zip(folders, pretrained, strict=True)
+    ]
+    networks = [network for model in models for network in model.networks]
+    ensemble = ensemble or models[0].ensemble
+    if pretrained == [True] and ensemble == models[0].ensemble:
+        return models[0]
+    if ema or any(pretrained):
+        return Model(networks, ensemble)
+    return Model(networks, ensemble, *_read_results(folders, networks, ensemble))
+
+
+def _load_run(folder: pathlib.Path, options: dict[str, bool]) -> Model:
+    """The network of a run, not yet with its temperature."""
+    network = load_network(folder, **options)
+    return Model([network], network.config.evaluation.ensemble)
 
 
 def load_network(
@@ -108,13 +131,17 @@ def load_network(
         batch_size=config.evaluation.batch_size,
         config=config,
         epoch=step // epoch_steps,
+        architecture=config.model.to_dict(),
     )
 
 
-def _read_temperature(
+def _read_results(
     folders: Sequence[pathlib.Path], networks: Sequence[Network], ensemble: str
-) -> float | None:
-    """The temperature fitted when just these networks were evaluated, None if they were not."""
+) -> tuple[float | None, dict[str, object] | None]:
+    """The temperature and the results of evaluating just these networks, None if they were not.
+
+    The results are None as well if the members were combined in the other way.
+    """
     name = RESULTS if len(folders) == 1 else workdir.ENSEMBLE
     epochs = [network.epoch for network in networks]
     wanted = sorted(zip((str(folder.resolve()) for folder in folders), epochs, strict=True))
@@ -135,5 +162,7 @@ def _read_temperature(
                 temperature = found[ensemble]
                 if not is_number(temperature) or temperature <= 0:
                     raise ValueError(f"temperature={shown(temperature)}: expected a number > 0")
-                return float(temperature)
-    return None
+                of_ensemble = results.get("ensemble", networks[0].config.evaluation.ensemble)
+                kept = read_results(results) if of_ensemble == ensemble else None
+                return float(temperature), kept
+    return None, None

@@ -30,6 +30,8 @@ class Model:
       ensemble: How the members are combined, see `evaluation.ensemble.ensemble_log_probs`.
       temperature: The temperature by which all logits are divided for class probabilities; None
         where none was fitted, which leaves them as they are.
+      results: The results of evaluating just this model, see `inference.results`; None if there
+        are none.
 
     Raises:
       InputError: if the networks do not fit together.
@@ -40,6 +42,7 @@ class Model:
         networks: Sequence[Network],
         ensemble: str = "logits",
         temperature: float | None = None,
+        results: dict[str, object] | None = None,
     ):
         if not networks:
             raise InputError("networks: none, expected one or more")
@@ -51,6 +54,7 @@ class Model:
                 if getattr(other, name) != getattr(first, name):
                     raise InputError(f"networks: their {name} differ")
         self.networks, self.ensemble, self.temperature = tuple(networks), ensemble, temperature
+        self.results = results
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -229,6 +233,22 @@ class Model:
             return (weights * jax.nn.softmax(logits)).sum(0)
 
         return predict_proba
+
+    def save_pretrained(
+        self, folder: str | pathlib.Path, *, license: str | None = None, address: str | None = None
+    ) -> None:
+        """Writes the model into a folder to share; `load` reads it. See `inference.pretrained`."""
+        from mixmo_jax.inference.pretrained import save_pretrained
+
+        save_pretrained(self, folder, license=license, address=address)
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, license: str | None = None
+    ) -> str:
+        """Uploads the model to the Hugging Face Hub, see `inference.hub.push`."""
+        from mixmo_jax.inference.hub import push
+
+        return push(self, repo_id, private=private, license=license)
 
     def _checked(self, images, preprocess):
         """The images as [N, H, W, C], if they can be used."""

@@ -29,6 +29,8 @@ class Network:
       batch_size: The most images that are computed at once.
       config: The config of its run, if it has one.
       epoch: The epoch after which it was saved, if it is of a run.
+      architecture: The fields of `config.model` that build the network; None if not known. The
+        number of members is that of `model`.
     """
 
     model: MixMoNet
@@ -40,6 +42,7 @@ class Network:
     batch_size: int = 256
     config: ml_collections.ConfigDict | None = None
     epoch: int | None = None
+    architecture: dict[str, object] | None = None
 
     def logits(self, images: np.ndarray, *, preprocess: bool = True) -> np.ndarray:
         """Computes logits of images that fit: [N, H, W, C] → [N, M, K], see `Model.logits`."""

@@ -44,14 +44,18 @@ def from_torch(
       InputError: if the file cannot be read, or its names or shapes do not fit.
     """
     state_dict = source if isinstance(source, Mapping) else read_state_dict(pathlib.Path(source))
-    model, variables, _ = convert(state_dict)
+    model, variables, fields = convert(state_dict)
     names = tuple(map(str, range(model.num_classes)) if class_names is None else class_names)
     if len(names) != model.num_classes:
         raise InputError(f"class_names: {len(names)}, expected {model.num_classes}")
     wide = model.stem_stride == 1
     data = (common if wide else tiny_imagenet).get_config("vanilla").dataset
     shape = (32, 32, 3) if wide else (64, 64, 3)
-    return Model([Network(model, variables, names, shape, data.mean, data.std)])
+    architecture = {**fields, "dtype": "float32"}
+    network = Network(
+        model, variables, names, shape, data.mean, data.std, architecture=architecture
+    )
+    return Model([network])
 
 
 def read_state_dict(file: pathlib.Path) -> StateDict:

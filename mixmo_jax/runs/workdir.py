@@ -26,6 +26,7 @@ CONFIG, DATASET = "config.json", "dataset.json"
 CHECKPOINTS, BEST = "checkpoints", "best_checkpoint"
 LOGITS = "logits.npz"
 ENSEMBLE, ENSEMBLE_LOGITS = "ensemble.json", "ensemble_logits.npz"
+WEIGHTS = "model.safetensors"  # of a pretrained network, which is no run
 CORRUPTIONS, ENSEMBLE_CORRUPTIONS = "corruptions.json", "ensemble_corruptions.json"
 
 _LONGEST_SIDE = 10_000  # of an image, in pixels
@@ -44,12 +45,17 @@ NEUTRAL_FIELDS = {
 }
 
 
+def split_paths(text: str) -> list[str]:
+    """Returns the folders or addresses that a command line names: A,B,C."""
+    paths = [part for part in text.split(",") if part]
+    if not paths:
+        raise InputError("workdir: missing; expected the folder of a finished run")
+    return paths
+
+
 def split_folders(text: str) -> list[pathlib.Path]:
     """Returns the folders of the runs that a command line names: A,B,C."""
-    folders = [expand(part) for part in text.split(",") if part]
-    if not folders:
-        raise InputError("workdir: missing; expected the folder of a finished run")
-    return folders
+    return [expand(path) for path in split_paths(text)]
 
 
 def check_run(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
@@ -155,7 +161,7 @@ def read_dataset_info(folder: pathlib.Path) -> dict:
     """
     with reading(folder / DATASET, ValueError):
         info = read_json(folder / DATASET)
-        for name, is_valid in _INFO.items():
+        for name, is_valid in DATASET_RULES.items():
             if not is_valid(info.get(name)):
                 raise ValueError(f"{name}={shown(info.get(name))}")
         kept = {name: tuple(info[name]) for name in ("image_shape", "class_names", "mean", "std")}
@@ -173,7 +179,7 @@ def _list_of(is_valid):
 _DIGESTS = ("train_digest", "validation_digest", "test_digest")  # see `Split.digest`
 
 # What the fields of a dataset's description are.
-_INFO = {
+DATASET_RULES = {
     "image_shape": lambda shape: (
         _list_of(is_count)(shape) and len(shape) == 3 and max(shape) <= _LONGEST_SIDE
     ),
@@ -203,6 +209,9 @@ def read_config(folder: pathlib.Path, overrides: Sequence[str] = ()) -> ml_colle
     """
     if not (folder / CONFIG).exists():
         raise InputError(f"workdir={folder}: holds no run: it has no {CONFIG}")
+    if (folder / WEIGHTS).exists():
+        reason = "it can predict and be exported, not trained or evaluated"
+        raise InputError(f"workdir={folder}: holds a pretrained network: {reason}")
     with reading(folder / CONFIG):
         text = read_text(folder / CONFIG, errors="replace")
     try:

@@ -1,18 +1,17 @@
 """Checksums of all files in a folder, by which damage to any of them is found."""
 
-import hashlib
 import os
 import pathlib
 
 from mixmo_jax.errors import InputError
-from mixmo_jax.files import open_file, read_text, reading
+from mixmo_jax.files import digest_of, read_text, reading
 
 CHECKSUMS = "SHA256SUMS"
 
 
 def write_checksums(folder: pathlib.Path) -> None:
     """Writes a list of the files in a folder with their checksums, as `sha256sum` does."""
-    lines = [f"{_digest(folder / name)}  {name}\n" for name in _names(folder)]
+    lines = [f"{digest_of(folder / name)}  {name}\n" for name in _names(folder)]
     with (folder / CHECKSUMS).open("w", encoding="utf-8") as file:
         file.writelines(lines)
         file.flush()
@@ -35,7 +34,7 @@ def verify_checksums(folder: pathlib.Path) -> None:
             state = "is missing" if name in expected else "is not in its list of files"
             raise InputError(f"{folder}: damaged: {name} {state}")
         for name in names:
-            if _digest(folder / name) != expected[name]:
+            if digest_of(folder / name) != expected[name]:
                 raise InputError(f"{folder}: damaged: {name} is not as it was written")
 
 
@@ -43,8 +42,3 @@ def _names(folder: pathlib.Path) -> list[str]:
     """The files in a folder and its subfolders, without their list."""
     files = (file for file in folder.rglob("*") if not file.is_dir())
     return sorted(file.relative_to(folder).as_posix() for file in files if file.name != CHECKSUMS)
-
-
-def _digest(file: pathlib.Path) -> str:
-    with reading(file), open_file(file) as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

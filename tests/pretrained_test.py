@@ -414,7 +414,7 @@ BAD_NETWORK_FIELDS = [
 @pytest.mark.parametrize(
     ("edit_field", "row"),
     [*((edit, row) for row in BAD_FIELDS), *((edit_network, row) for row in BAD_NETWORK_FIELDS)],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_wrong_fields_are_named(saved, edit_field, row):
     field, values, message = row

@@ -177,9 +177,11 @@ def _mean_and_deviation(values: list[float]) -> tuple[float, float | None]:
     return float(np.mean(values)), float(np.std(values, ddof=1)) if known else None
 
 
-def paired_p_value(values: np.ndarray, baseline: np.ndarray) -> float:
-    """The p-value of a paired t-test, 1 where it says nothing."""
-    if len(values) < 2 or np.ptp(values - baseline) == 0:
+def paired_p_value(values: np.ndarray, baseline: np.ndarray) -> float | None:
+    """The p-value of a paired t-test: None for one pair, 1 if all pairs differ by the same."""
+    if len(values) < 2:
+        return None
+    if np.ptp(values - baseline) == 0:
         return 1.0
     return float(stats.ttest_rel(values, baseline).pvalue)
 
@@ -201,15 +203,15 @@ def format_table(rows: list[dict]) -> str:
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for row in rows:
         cells = [row["label"], str(row["n"])]
-        is_compared = row["p"] is not None
+        difference, p = row["difference"], row["p"]
         for name in shown:
             cell = _format(row.get(name), COLUMNS[name][2])
-            real = is_compared and row["p"] < _SIGNIFICANT
+            real = p is not None and p < _SIGNIFICANT
             cells.append(f"**{cell}**" if name == "accuracy (%)" and real else cell)
         if with_published:
             cells.append(" – ".join(f"{v:.2f}" for v in row["published"] or ()))
-        cells.append(f"{row['difference']:+.2f}" if is_compared else "")
-        cells.append(f"{row['p']:.3f}" if is_compared else "")
+        cells.append("" if difference is None else f"{difference:+.2f}")
+        cells.append("" if p is None else f"{p:.3f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -8,6 +8,7 @@ within one process, and a ratio is taken turn by turn. Any field can be set, suc
 """
 
 import argparse
+import functools
 import itertools
 import pathlib
 import sys
@@ -28,6 +29,7 @@ from mixmo_jax.datasets import Dataset, Split
 from mixmo_jax.files import write_json
 from mixmo_jax.inference.model import Model
 from mixmo_jax.inference.network import Network
+from mixmo_jax.input_pipeline.augment import normalize
 from mixmo_jax.input_pipeline.batch import gather, planned_indices
 from mixmo_jax.input_pipeline.plan import epoch_order
 from mixmo_jax.input_pipeline.streaming import create_feed
@@ -90,6 +92,8 @@ def measure(config: ml_collections.ConfigDict, turns: int, seconds: float) -> di
             "inference": inference(Model([network]), images),
             "folded": inference(folded, images),
             "plain": inference(Model([create_network(plain)]), images),
+            "evaluation": evaluation(trainer),
+            "forward": forward_alone(trainer),
             "one_image": inference(folded, images[:1]),
         },
         turns,
@@ -103,6 +107,7 @@ def measure(config: ml_collections.ConfigDict, turns: int, seconds: float) -> di
         "multi_input_cost": rates["plain_model"] / rates["model"],
         "inference_images_per_second": rates["inference"],
         "fold_cost": rates["plain"] / rates["folded"],
+        "evaluation_cost": rates["forward"] / rates["evaluation"],
         "latency_of_one_image_ms": 1e3 / rates["one_image"],
         "flops_per_second": flops,
     }
@@ -235,6 +240,44 @@ def inference(model: Model, images: np.ndarray) -> Work:
         while time.perf_counter() - start < seconds:
             model.logits(images)
             done += len(images)
+        return done / (time.perf_counter() - start)
+
+    return work
+
+
+def evaluation(trainer: Trainer) -> Work:
+    """The evaluation after an epoch: from uint8 images on the host to metrics."""
+    state = trainer.create_state()
+
+    def work(seconds: float) -> float:
+        start, done = time.perf_counter(), 0
+        while time.perf_counter() - start < seconds:
+            trainer.evaluate(state)
+            done += len(trainer.dataset.test)
+        return done / (time.perf_counter() - start)
+
+    return work
+
+
+def forward_alone(trainer: Trainer) -> Work:
+    """The logits of the same batches, which are on the devices already and normalized."""
+    dataset, size = trainer.dataset, trainer.config.evaluation.batch_size
+    model = create_model(trainer.config.model, dataset.num_classes)
+    forward = jax.jit(functools.partial(model.apply, train=False))
+    variables = devices.replicate(trainer.create_state().variables)
+    images = normalize(jnp.asarray(dataset.test.images), dataset.mean, dataset.std)
+    starts = range(0, len(images) // size * size, size) or (0,)
+    batches = [devices.shard(np.asarray(images[start : start + size])) for start in starts]
+
+    def work(seconds: float) -> float:
+        start, done = time.perf_counter(), 0
+        while time.perf_counter() - start < seconds:
+            logits = None
+            for batch in batches:
+                jax.block_until_ready(logits)  # one batch stays in flight
+                logits = forward(variables, batch)
+                done += len(batch)
+            jax.block_until_ready(logits)
         return done / (time.perf_counter() - start)
 
     return work

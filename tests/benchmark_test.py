@@ -29,7 +29,13 @@ def report(tmp_path_factory):
 
 def test_report_has_rates_ratios_and_what_they_were_measured_with(report):
     values, shown = report
-    for name in ("train_images_per_second", "pipeline_efficiency", "multi_input_cost", "fold_cost"):
+    for name in (
+        "train_images_per_second",
+        "pipeline_efficiency",
+        "multi_input_cost",
+        "fold_cost",
+        "evaluation_cost",
+    ):
         assert 0 < values[name]["min"] <= values[name]["median"] <= values[name]["max"]
         assert name.replace("_", " ") in shown
     assert values["compile_seconds_cached"] < values["compile_seconds_cold"]

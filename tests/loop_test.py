@@ -533,14 +533,14 @@ def test_resumed_run_keeps_its_best_epoch(tmp_path, monkeypatch):
     fields = ("checkpoint_every_epochs=2", "dataset.validation_fraction=0.2", "num_epochs=4")
     config = tiny_config("vanilla", *(f"--config.{field}" for field in fields))
     accuracies = {1: 0.6, 2: 0.5, 3: 0.7, 4: 0.4}
-    compute = Trainer._evaluate
+    compute = Trainer.evaluate
 
     def fake_evaluate(self, state):
         found = compute(self, state)
         found["validation"]["accuracy"] = accuracies[int(state.step) // self.steps_per_epoch]
         return found
 
-    monkeypatch.setattr(Trainer, "_evaluate", fake_evaluate)
+    monkeypatch.setattr(Trainer, "evaluate", fake_evaluate)
     write = metric_writer.JsonLinesWriter.write
 
     def stop_in_epoch_4(self, epoch_metrics):

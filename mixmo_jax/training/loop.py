@@ -158,7 +158,7 @@ class Trainer:
                 "images_per_second": steps * config.batch_size / seconds,
             }
             if epoch == config.num_epochs or epoch % config.evaluation.every_epochs == 0:
-                epoch_metrics.update(self._evaluate(saved))
+                epoch_metrics.update(self.evaluate(saved))
             if outputs:
                 self._end_epoch(epoch_metrics, saved, outputs)
         return devices.unreplicate(state), begun
@@ -232,17 +232,13 @@ class Trainer:
         seconds = begun.seconds + time.perf_counter() - start
         return state, EpochProgress(np.asarray(finished, np.float32), seconds)
 
-    def _divergence(self, step: int, epoch: int) -> FloatingPointError:
-        return FloatingPointError(
-            f"step {step:,} (epoch {epoch}): loss or weights are not finite; the last checkpoint "
-            "is from before; a lower optimizer.learning_rate than "
-            f"{self.config.optimizer.learning_rate} may help"
-        )
-
-    def _evaluate(self, state: TrainState) -> dict[str, dict[str, float]]:
-        """The metrics on the validation split, or else the test split, by the split's name.
+    def evaluate(self, state: TrainState) -> dict[str, dict[str, float]]:
+        """Returns the metrics on the validation split, or else the test split, by its name.
 
         Those of the moving average of the variables, if there is one, are called "ema_…".
+
+        Raises:
+          FloatingPointError: if a logit is not finite.
         """
         name, split = "test", self.dataset.test
         if self.dataset.validation is not None:
@@ -261,6 +257,13 @@ class Trainer:
             ensemble = self.config.evaluation.ensemble
             epoch_metrics[name] = metrics.ensemble_metrics(logits, split.labels, ensemble)
         return epoch_metrics
+
+    def _divergence(self, step: int, epoch: int) -> FloatingPointError:
+        return FloatingPointError(
+            f"step {step:,} (epoch {epoch}): loss or weights are not finite; the last checkpoint "
+            "is from before; a lower optimizer.learning_rate than "
+            f"{self.config.optimizer.learning_rate} may help"
+        )
 
 
 def _check_sizes(trainer: Trainer) -> None:

@@ -280,6 +280,7 @@ def test_two_devices_compute_the_batch_of_one():
     assert (jnp.abs(one.images - plain.images) > 0.01).mean() > 0.5
 
 
+@pytest.mark.stress
 def test_a_run_with_augmix(tmp_path):
     """The images come from the host; the picture shows what the network is fed."""
     fields = {

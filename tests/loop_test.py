@@ -94,8 +94,8 @@ def create_train_step(trainer, feed):
     ("method", "overrides"),
     [
         ("vanilla", ()),
-        ("mixup", ()),
-        ("mimo", ()),
+        pytest.param("mixup", (), marks=pytest.mark.stress),
+        pytest.param("mimo", (), marks=pytest.mark.stress),
         ("cut_mixmo+cutmix", ()),
         ("cut_mixmo", ("--config.model.num_members=3",)),
     ],

@@ -31,9 +31,10 @@ NETS = {
     ),
 }
 SCENARIOS = [
-    (net, scenario)
+    pytest.param(net, scenario, marks=[pytest.mark.stress] if is_slow else [])
     for net in NETS
     for scenario in (["standard"] if "vanilla" in net else ["cutmix", "linear"])
+    for is_slow in ["preact" in net and scenario == "linear"]
 ]
 
 

@@ -191,9 +191,9 @@ def test_mixture_equals_that_of_the_authors_program(settings):
     assert difference.max() < 12
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("alpha", [0.001, 1.0, 5.0])
-@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize(
+    ("channels", "alpha", "width"), [(1, 1.0, 3), (3, 0.001, 1), (3, 0.001, 3), (3, 5.0, 3)]
+)
 def test_mixture_is_an_image(channels, alpha, width):
     images = random_images((2, 12, 9, 14, channels))
     mixed = jax.jit(augmix)(images, draw(width=width, alpha=alpha, severity=10.0))

@@ -21,7 +21,7 @@ def report(tmp_path_factory):
     output = tmp_path_factory.mktemp("benchmark") / "report.json"
     example = EXPERIMENTS.parent / "docs" / "examples" / "stripes.py"
     fields = ("--config.dataset.image_size=8", "--config.batch_size=32")
-    turns = ("--turns=2", "--seconds=0.2", f"--output={output}")
+    turns = ("--turns=2", "--seconds=0.05", f"--output={output}")
     done = run("benchmark.py", f"--config={example}", *fields, *turns)
     assert done.returncode == 0, done.stderr
     return json.loads(output.read_text()), done.stdout

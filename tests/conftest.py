@@ -96,6 +96,7 @@ def _train(folder: pathlib.Path, seed: int) -> None:
         "num_epochs": 1,
         "model.width": 1,
         "batch_size": 192,
+        "batch_repetitions": 1,
         "optimizer.warmup_steps": 0,
         "optimizer.learning_rate": 0.1,
     }

@@ -44,7 +44,7 @@ def main(output: str, address: str | None = None, *numbers: str) -> None:
         if name in ("params", "batch_stats", "opt_state")
     }
     arrays = {"devices": jax.device_count()}
-    for placement in ("device", "host") if jax.device_count() > 1 else ("device",):
+    for placement in ("device", "host") if address else ("device",):
         end, losses = train(trainer, model, state.replace(**wide), placement)
         arrays[f"{placement}_losses"] = losses
         for path, leaf in jax.tree.leaves_with_path(end.variables):

@@ -60,13 +60,6 @@ def kill(folder, moment, chance, signum=signal.SIGKILL):
     return process.wait(timeout=200)
 
 
-def test_run_killed_while_saving_ends_the_same(undisturbed, tmp_path):
-    folder = tmp_path / "run"
-    assert kill(folder, "saving", random.Random(0)) == -signal.SIGKILL
-    assert harm.run(folder) == 0
-    assert harm.read_outcome(folder) == undisturbed
-
-
 @pytest.mark.stress
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("moment", MOMENTS)
@@ -77,8 +70,12 @@ def test_run_killed_at_any_moment_ends_the_same(undisturbed, tmp_path, moment, s
     assert harm.read_outcome(folder) == undisturbed
 
 
-def test_stopped_run_saves_its_step_and_ends_the_same(undisturbed, tmp_path):
-    """SIGTERM inside the second epoch, SIGINT before its end."""
+@pytest.mark.parametrize(
+    ("signum", "status"),
+    [(signal.SIGKILL, -9), pytest.param(signal.SIGINT, 130, marks=pytest.mark.stress)],
+)
+def test_stopped_run_saves_its_step_and_ends_the_same(undisturbed, tmp_path, signum, status):
+    """SIGTERM inside the second epoch; the resumed run is killed in it, or stopped by Ctrl-C."""
     folder = tmp_path / "run"
     process = harm.start(folder)
     harm.wait_until(lambda: line("epoch 1/3")(folder), process)
@@ -91,8 +88,8 @@ def test_stopped_run_saves_its_step_and_ends_the_same(undisturbed, tmp_path):
     assert (folder / "checkpoints" / str(step) / "SHA256SUMS").exists()
     process = harm.start(folder)
     harm.wait_until(lambda: line(f"resuming after step {step}, in epoch")(folder), process)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=200) == 130
+    process.send_signal(signum)
+    assert process.wait(timeout=200) == status
     assert harm.run(folder) == 0
     assert harm.read_outcome(folder) == undisturbed
 

@@ -26,6 +26,7 @@ def memory_after(measured: list[dict], steps: int) -> float:
     return statistics.median([m["bytes"] for m in measured if m["steps"] >= steps][:3])
 
 
+@pytest.mark.stress
 def test_files_are_closed_and_the_step_is_traced_once(tmp_path):
     (values,) = measure(tmp_path, "linear_mixmo", 3, "host").values()
     assert {m["steps"] for m in values} == {39, 78, 117}

@@ -135,7 +135,9 @@ def read_batches(trainer, epoch):
         yield make_batch(resident, streamed, order, (epoch - 1) * trainer.steps_per_epoch + i)
 
 
-@pytest.mark.parametrize("method", ["vanilla", "cut_mixmo+cutmix"])
+@pytest.mark.parametrize(
+    "method", [pytest.param("vanilla", marks=pytest.mark.stress), "cut_mixmo+cutmix"]
+)
 def test_both_placements_feed_the_same(dataset, method):
     """Images, masks and targets are bitwise equal, step by step; epoch 2 as good as any."""
     feeds = [

@@ -91,8 +91,10 @@ def test_epoch_order_is_a_permutation_that_depends_on_key_and_epoch():
     chex.assert_trees_all_equal(np.asarray(epoch_order(jax.random.key(0), 1, 100)), orders[0])
 
 
-@pytest.mark.parametrize("input_repetition", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize(("num_members", "repetitions"), [(1, 1), (2, 2), (2, 4), (3, 4)])
+@pytest.mark.parametrize(
+    ("num_members", "repetitions", "input_repetition"),
+    [(1, 1, 0.0), (2, 2, 0.0), (2, 4, 0.5), (2, 4, 1.0), (3, 4, 0.5)],
+)
 def test_an_epoch_uses_its_images_as_often_as_they_are_repeated(
     num_members, repetitions, input_repetition
 ):

@@ -94,7 +94,13 @@ def test_sizes_that_do_not_divide_keep_the_mean():
     np.testing.assert_array_equal(nearest, maps[:, :, [1, 5, 9, 13]][..., [1, 5]])
 
 
-@pytest.mark.parametrize(("name", "depth"), [("wide_resnet", 10), ("preact_resnet", 18)])
+@pytest.mark.parametrize(
+    ("name", "depth"),
+    [
+        ("wide_resnet", 10),
+        pytest.param("preact_resnet", 18, marks=pytest.mark.stress),
+    ],
+)
 def test_unmixed_network(name, depth):
     """Gradients reach every encoder through every head; strength 0 is the network without it."""
     config = config_lib.parse("cifar100:cut_mixmo")[1].model

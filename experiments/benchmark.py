@@ -80,25 +80,26 @@ def measure(config: ml_collections.ConfigDict, turns: int, seconds: float) -> di
     plain_config = config.copy_and_resolve_references()
     plain_config.model.num_members = 1
     plain = Trainer(plain_config, trainer.dataset)
+    without = config.copy_and_resolve_references()
+    without.augment.augmix = False
     compilation = measure_compilation(trainer)
     network = create_network(trainer)
     folded = Model([network]).fold()
     images = trainer.dataset.test.images
-    rates = measure_in_turns(
-        {
-            "training": training(trainer),
-            "model": model_alone(trainer),
-            "plain_model": model_alone(plain),
-            "inference": inference(Model([network]), images),
-            "folded": inference(folded, images),
-            "plain": inference(Model([create_network(plain)]), images),
-            "evaluation": evaluation(trainer),
-            "forward": forward_alone(trainer),
-            "one_image": inference(folded, images[:1]),
-        },
-        turns,
-        seconds,
-    )
+    works = {
+        "training": training(trainer),
+        "model": model_alone(trainer),
+        "plain_model": model_alone(plain),
+        "inference": inference(Model([network]), images),
+        "folded": inference(folded, images),
+        "plain": inference(Model([create_network(plain)]), images),
+        "evaluation": evaluation(trainer),
+        "forward": forward_alone(trainer),
+        "one_image": inference(folded, images[:1]),
+    }
+    if config.augment.augmix:
+        works["without_augmix"] = training(Trainer(without, trainer.dataset))
+    rates = measure_in_turns(works, turns, seconds)
     flops = compilation["flops_per_step"] * rates["training"] / config.batch_size
     values = {
         "train_images_per_second": rates["training"],
@@ -111,6 +112,8 @@ def measure(config: ml_collections.ConfigDict, turns: int, seconds: float) -> di
         "latency_of_one_image_ms": 1e3 / rates["one_image"],
         "flops_per_second": flops,
     }
+    if config.augment.augmix:
+        values["augmix_cost"] = rates["without_augmix"] / rates["training"]
     if peak := peak_flops():
         values["share_of_peak"] = flops / peak
     return {

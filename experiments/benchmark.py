@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from flops import model_flops
 from jax.experimental.compilation_cache import compilation_cache
 
 from mixmo_jax import config as config_lib
@@ -100,7 +101,8 @@ def measure(config: ml_collections.ConfigDict, turns: int, seconds: float) -> di
     if config.augment.augmix:
         works["without_augmix"] = training(Trainer(without, trainer.dataset))
     rates = measure_in_turns(works, turns, seconds)
-    flops = compilation["flops_per_step"] * rates["training"] / config.batch_size
+    flops_per_step = model_flops(trainer)
+    flops = flops_per_step * rates["training"] / config.batch_size
     values = {
         "train_images_per_second": rates["training"],
         "model_images_per_second": rates["model"],
@@ -120,6 +122,7 @@ def measure(config: ml_collections.ConfigDict, turns: int, seconds: float) -> di
         "config": config.to_dict(),
         "environment": describe_environment(),
         **compilation,
+        "flops_per_step": flops_per_step,
         **{name: summarize(value) for name, value in values.items()},
         "peak_device_bytes": (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
     }
@@ -313,11 +316,7 @@ def measure_compilation(trainer: Trainer) -> dict[str, float]:
         compilation_cache.reset_cache()  # else it goes on in the folder
     memory = compiled.memory_analysis()
     report["program_bytes"] = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    single = call._replace(
-        num_steps=1, streamed=jax.tree.map(lambda x: x[:, :1], call.streamed)
-    )  # FLOPs of a loop are not multiplied by its steps
-    flops = update.lower(state, *single).compile().cost_analysis()["flops"]
-    return {**report, "flops_per_step": flops * jax.device_count()}
+    return report
 
 
 def peak_flops() -> float:

@@ -5,16 +5,15 @@ import pathlib
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 from benchmark import DATASETS, random_dataset, training
+from flops import model_flops
 from variants import Run
 
 from mixmo_jax import config as config_lib
 from mixmo_jax.errors import InputError
 from mixmo_jax.files import is_number, read_json, reading
 from mixmo_jax.input_pipeline.batch import steps_per_epoch
-from mixmo_jax.models import create_model
 from mixmo_jax.schema import flatten
 from mixmo_jax.training.loop import Trainer
 
@@ -93,24 +92,6 @@ def from_file(file: pathlib.Path) -> Callable[[ml_collections.ConfigDict], float
 def flops_of_position(config: ml_collections.ConfigDict) -> float:
     """FLOPs of a position of the batch in training."""
     return model_flops(small_trainer(config)) / config.batch_size
-
-
-def model_flops(trainer: Trainer) -> float:
-    """FLOPs of forward and backward pass of a step, as XLA counts them before it optimizes."""
-    config, shape = trainer.config, trainer.dataset.image_shape
-    model = create_model(config.model, trainer.dataset.num_classes)
-    like = jax.eval_shape(trainer.create_state).variables
-    images = jax.ShapeDtypeStruct((model.num_members, config.batch_size, *shape), jnp.float32)
-    stem = model.stem_shape(*shape[:2])[:2]
-    masks = jax.ShapeDtypeStruct((*images.shape[:2], *stem, 1), jnp.float32)
-
-    def loss(params, batch_stats, images, masks):
-        variables = {"params": params, "batch_stats": batch_stats}
-        logits, _ = model.apply(variables, images, masks, train=True, mutable=["batch_stats"])
-        return logits.sum()
-
-    lowered = jax.jit(jax.grad(loss)).lower(like["params"], like["batch_stats"], images, masks)
-    return lowered.cost_analysis()["flops"]
 
 
 def small_trainer(config: ml_collections.ConfigDict) -> Trainer:

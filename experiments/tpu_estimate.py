@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from benchmark import random_dataset
-from cost import model_flops
+from flops import model_flops
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P

@@ -223,6 +223,7 @@ def test_runs_end_or_say_what_does_not_fit(monkeypatch, tmp_path_factory, count)
             assert np.isfinite(results["scores"]["nll"]) and results["temperature"] > 0
 
 
+@pytest.mark.stress
 def test_one_class_and_two_images_are_enough(monkeypatch, tmp_path):
     rng = np.random.default_rng(0)
     split = Split(rng.integers(0, 256, (2, 8, 8, 3), np.uint8), np.zeros(2, np.int32))

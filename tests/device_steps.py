@@ -1,5 +1,7 @@
 """Trains a few steps in float64 on all devices and saves what came out.
 
+Of several processes each is sent its images; one process has them on its devices.
+
     device_steps.py OUTPUT [COORDINATOR_ADDRESS NUM_PROCESSES PROCESS_ID]
 
 Run by loop_test.py with different numbers of simulated devices and of processes.
@@ -44,11 +46,10 @@ def main(output: str, address: str | None = None, *numbers: str) -> None:
         if name in ("params", "batch_stats", "opt_state")
     }
     arrays = {"devices": jax.device_count()}
-    for placement in ("device", "host") if address else ("device",):
-        end, losses = train(trainer, model, state.replace(**wide), placement)
-        arrays[f"{placement}_losses"] = losses
-        for path, leaf in jax.tree.leaves_with_path(end.variables):
-            arrays[placement + jax.tree_util.keystr(path)] = leaf
+    end, losses = train(trainer, model, state.replace(**wide), "host" if address else "device")
+    arrays["losses"] = losses
+    for path, leaf in jax.tree.leaves_with_path(end.variables):
+        arrays[jax.tree_util.keystr(path)] = leaf
     # As many images as no number of devices divides.
     images = trainer.dataset.test.images[:37]
     logits_fn = make_logits_fn(model, batch_size=10, mean=(0.0,), std=(1.0,))

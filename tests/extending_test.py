@@ -39,6 +39,7 @@ def test_example_trains_with_its_own_parts(run):
     assert json.loads((run / "results.json").read_text())["scores"]["accuracy"] > 0.8
 
 
+@pytest.mark.stress
 def test_core_without_batch_norm(run, tmp_path):
     """Nothing but the network's own layers is required of it."""
     code = EXAMPLE.read_text().splitlines(keepends=True)

@@ -189,7 +189,9 @@ def test_every_network_of_an_ensemble_counts_the_same(model, test_split):
         chex.assert_trees_all_close(mixed.predict_proba(images), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["logits", "probabilities"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("logits", marks=pytest.mark.stress), "probabilities"]
+)
 def test_ensemble_predicts_what_its_evaluation_scored(run_copy, other_run, test_split, kind):
     """One temperature, fitted on the pooled prediction, is stored and used by prediction."""
     folders = [run_copy, other_run]

@@ -93,7 +93,7 @@ def create_train_step(trainer, feed):
 @pytest.mark.parametrize(
     ("method", "overrides"),
     [
-        ("vanilla", ()),
+        pytest.param("vanilla", (), marks=pytest.mark.stress),
         pytest.param("mixup", (), marks=pytest.mark.stress),
         pytest.param("mimo", (), marks=pytest.mark.stress),
         ("cut_mixmo+cutmix", ()),
@@ -151,6 +151,7 @@ def test_both_placements_feed_the_same(dataset, method):
     assert count == 1437 * (1 if method == "vanilla" else 4) // 192
 
 
+@pytest.mark.stress
 def test_both_placements_train_the_same_network(dataset):
     """Resident with one step a call, and streamed with two."""
     losses = []
@@ -365,11 +366,8 @@ def test_eight_devices_and_two_processes_train_the_same_network(tmp_path):
     assert [process.wait(timeout=300) for process in started] == [0] * len(runs)
     one, *others = (dict(np.load(tmp_path / f"{name}.npz")) for name in runs)
     assert [arrays.pop("devices") for arrays in (one, *others)] == [1, 8, 4, 4]
-    assert one["device_losses"][0] != one["device_losses"][-1]
+    assert one["losses"][0] != one["losses"][-1]
     for arrays in others:
-        for name in [name for name in arrays if name.startswith("host")]:
-            resident = arrays[name.replace("host", "device", 1)]
-            chex.assert_trees_all_equal(arrays.pop(name), resident)
         chex.assert_trees_all_close(one, arrays, rtol=1e-9, atol=1e-11)
     chex.assert_trees_all_equal(*others[1:])
 

@@ -277,6 +277,7 @@ def test_a_registered_function_serves_both_kinds_of_mixing(monkeypatch):
     chex.assert_trees_all_equal(means[:, 1::2], jnp.ones((2, 8)))
 
 
+@pytest.mark.stress
 def test_every_function_but_those_of_channels_is_a_method_of_pixel_mixing():
     names = {MSDA_ALIASES.get(name, name) for name in msda_methods()}
     assert names == set(MASKS) - CHANNEL_MASKS

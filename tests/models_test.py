@@ -31,10 +31,9 @@ NETS = {
     ),
 }
 SCENARIOS = [
-    pytest.param(net, scenario, marks=[pytest.mark.stress] if is_slow else [])
+    (net, scenario)
     for net in NETS
     for scenario in (["standard"] if "vanilla" in net else ["cutmix", "linear"])
-    for is_slow in ["preact" in net and scenario == "linear"]
 ]
 
 

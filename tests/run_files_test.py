@@ -249,6 +249,7 @@ COMMANDS = {
     "train": lambda run: main.main(
         ["", "--config=digits", f"--workdir={run}"]
         + [f"--config.{field}" for field in ("num_epochs=1", "model.width=1", "batch_size=192")]
+        + ["--config.batch_repetitions=1"]
         + ["--config.optimizer.warmup_steps=0", "--config.optimizer.learning_rate=0.1"]
     ),
 }
@@ -288,7 +289,7 @@ def test_images_larger_than_memory_are_not_made_to_load(full_run, damage):
 def test_epoch_without_a_step_is_named(full_run, damage):
     config = json.loads((full_run / workdir.CONFIG).read_text())
     damage(full_run / workdir.CONFIG, json.dumps({**config, "batch_size": 2**20}).encode())
-    with pytest.raises(InputError, match="batch_size=1048576: expected at most 5748 with"):
+    with pytest.raises(InputError, match="batch_size=1048576: expected at most 1437 with"):
         loading.load_network(full_run, allow_unfinished=True)
 
 

@@ -45,7 +45,7 @@ def test_gradients_reach_every_encoder_that_has_a_part(name):
     chex.assert_trees_all_equal(abs(grads).max((1, 2)) > 0, jnp.array([False, True, False]))
 
 
-@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("name", ["linear", "cutmix", "rows", "channels", "noise"])
 def test_masks_are_drawn_at_the_size_of_the_image(name):
     """In the picture of the training inputs, as the mean over the channels; here 2x3 times."""
     masks = MASKS[name](jax.random.key(0), jnp.array([0.2, 0.3, 0.5]), (8, 8, 4))

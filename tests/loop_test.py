@@ -386,7 +386,7 @@ def read_losses_and_scores(folder):
 
 
 def test_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path, dataset, monkeypatch, capsys):
-    config = tiny_config("cut_mixmo+cutmix")
+    config = tiny_config()
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(config, whole)
 

@@ -189,7 +189,13 @@ def test_loss_weights_equal_reference(net, scenario):
     np.testing.assert_allclose(targets.sum(-1), loss_weights(masks, 3.0), atol=bound)
 
 
-@pytest.mark.parametrize(("net", "scenario"), SCENARIOS)
+@pytest.mark.parametrize(
+    ("net", "scenario"),
+    [
+        pytest.param(*case, marks=[pytest.mark.stress] if "preact" in case[0] else [])
+        for case in SCENARIOS
+    ],
+)
 def test_three_optimizer_steps_equal_reference(net, scenario, precision):
     g = golden(net, precision)
     images, masks, targets = g.batch(scenario)

@@ -166,7 +166,7 @@ def create_feed_of(trainer: Trainer):
 
 def create_update(trainer: Trainer, fetch: Callable, make_batch: Callable) -> Callable:
     """The update function of a trainer with the data side given."""
-    return make_update_fn(trainer.create_train_step(fetch, make_batch))
+    return make_update_fn(trainer.create_train_step(fetch, make_batch), trainer.plan_fn)
 
 
 def training(trainer: Trainer) -> Work:

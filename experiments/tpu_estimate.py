@@ -3,10 +3,10 @@
     pip install -e ".[tpu]"
     python experiments/tpu_estimate.py --config=cifar100:cut_mixmo+cutmix --topology=v5e:2x2
 
-It compiles the real training program, a loop over the steps of a call, and sums the compiler's own
-estimates of cycles: milliseconds a step, share of the chip's peak, the split by kind of work,
-memory, and copies of the dataset, of which there should be none. Any field can be set, such as
-`--config.batch_size=256`. No TPU is needed, and no dataset.
+It compiles the real training program, a call of many steps, and sums the compiler's own estimates
+of cycles, those of loops times their rounds: milliseconds a step, share of the chip's peak, the
+split by kind of work, memory, and copies of the dataset, of which there should be none. Any field
+can be set, such as `--config.batch_size=256`. No TPU is needed, and no dataset.
 """
 
 import argparse
@@ -20,7 +20,12 @@ import re
 import sys
 import time
 
-os.environ.update(TPU_SKIP_MDS_QUERY="1", JAX_PLATFORMS="cpu", TPU_WORKER_HOSTNAMES="localhost")
+os.environ.update(
+    TPU_SKIP_MDS_QUERY="1",
+    JAX_PLATFORMS="cpu",
+    TPU_WORKER_HOSTNAMES="localhost",
+    ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # several estimates at the same time
+)
 
 import jax
 import jax.numpy as jnp
@@ -81,8 +86,8 @@ def main() -> None:
     report = describe(compiled, text, trainer, arguments)
     report["compile_seconds"] = seconds
     print(format_report(report))
-    for name, cycles in expensive_operations(text, arguments.top):
-        print(f"  {cycles:>12,}  {name[-120:]}")
+    for name, cycles in operation_cycles(text).most_common(arguments.top):
+        print(f"  {cycles / arguments.steps:>12,.0f}  {name[-120:]}")
     if arguments.output:
         write_json(arguments.output, report)
 
@@ -103,7 +108,7 @@ def compile_training(
     step = trainer.create_train_step(
         lambda resident, _, plan: gather(*resident, *planned_indices(plan), shape)
     )
-    call = make_call_fn(step)
+    call = make_call_fn(step, trainer.plan_fn)
     described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     mesh = Mesh(np.array(described.devices[:chips]), (AXIS,))
     placed = functools.partial(jax.ShapeDtypeStruct, sharding=NamedSharding(mesh, P()))
@@ -128,9 +133,9 @@ def describe(compiled, text: str, trainer: Trainer, arguments: argparse.Namespac
     config = trainer.config
     clock, peak, memory = CHIPS[arguments.topology.partition(":")[0]]
     cycles = collections.Counter()
-    for name, count in body_cycles(text).items():
+    for name, count in operation_cycles(text).items():
         kinds = (kind for kind, pattern in KINDS.items() if re.search(pattern, name))
-        cycles[next(kinds, "other")] += count
+        cycles[next(kinds, "other")] += count / arguments.steps
     total = sum(cycles.values())
     seconds = total / clock
     flops = model_flops(trainer)
@@ -151,23 +156,39 @@ def describe(compiled, text: str, trainer: Trainer, arguments: argparse.Namespac
     }
 
 
-def body_cycles(text: str) -> dict[str, int]:
-    """Estimated cycles of each operation of the loop's body, the most expensive computation."""
-    computations = collections.defaultdict(collections.Counter)
-    current = None
+def operation_cycles(text: str) -> collections.Counter:
+    """Estimated cycles of each operation of a call, those in a loop times its rounds."""
+    bodies = computations(text)
+    cycles = collections.Counter()
+
+    def add(name: str, times: int) -> None:
+        for line in bodies[name]:
+            if match := re.search(r'"estimated_cycles":"(\d+)"', line):
+                named = re.search(r'op_name="([^"]*)"', line)
+                cycles[named[1] if named else line.split("=")[0].strip()] += times * int(match[1])
+            if match := re.search(r" while\(.*condition=%([\w.\-]+), body=%([\w.\-]+)", line):
+                add(match[2], times * loop_rounds(bodies[match[1]]))
+
+    add("ENTRY", 1)
+    return cycles
+
+
+def computations(text: str) -> dict[str, list[str]]:
+    """The lines of each computation of a compiled program; the first is called "ENTRY"."""
+    found, name = collections.defaultdict(list), None
     for line in text.splitlines():
-        if match := re.match(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
-            current = match[1]
-        elif current and (match := re.search(r'"estimated_cycles":"(\d+)"', line)):
-            named = re.search(r'op_name="([^"]*)"', line)
-            name = named[1] if named else line.split("=")[0].strip()
-            computations[current][name] += int(match[1])
-    return max(computations.values(), key=lambda cycles: cycles.total())
+        if match := re.match(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
+            name = "ENTRY" if match[1] else match[2]
+        elif name:
+            found[name].append(line)
+    return found
 
 
-def expensive_operations(text: str, count: int) -> list[tuple[str, int]]:
-    """The operations of the loop's body that take most cycles."""
-    return collections.Counter(body_cycles(text)).most_common(count)
+def loop_rounds(condition: list[str]) -> int:
+    """The rounds of a loop that counts to a constant; 1 of another, such as one of rejections."""
+    limits = [match[1] for line in condition if (match := re.search(r"constant\((\d+)\)", line))]
+    counts = any("ROOT" in line and "direction=LT" in line for line in condition)
+    return int(limits[0]) if counts and len(limits) == 1 else 1
 
 
 def dataset_copies(text: str, num_images: int) -> list[str]:

@@ -6,11 +6,6 @@ import subprocess
 import sys
 
 import pytest
-from benchmark import random_dataset
-from flops import model_flops
-
-from mixmo_jax import config as config_lib
-from mixmo_jax.training.loop import Trainer
 
 EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
 
@@ -56,17 +51,6 @@ def test_flops_are_those_of_the_convolutions(report):
     expected = 2 * encoders + 3 * core  # no gradient of the images is needed
     # Without what the kernels multiply beyond the edges, and with all that is no convolution.
     assert values["flops_per_step"] == pytest.approx(expected, rel=0.2)
-
-
-def test_flops_do_not_depend_on_how_a_cpu_cuts_the_batch():
-    """Its weight gradients are loops over parts of the batch."""
-    flops = []
-    for batch_size in (4, 64):
-        fields = ["model.depth=10", "model.width=2", f"batch_size={batch_size}"]
-        overrides = [f"--config.{field}" for field in fields]
-        config = config_lib.parse("cifar100:cut_mixmo", overrides)[1]
-        flops.append(model_flops(Trainer(config, random_dataset(config, 256))) / batch_size)
-    assert flops[0] == pytest.approx(flops[1], rel=1e-3)
 
 
 def test_wrong_field_is_one_line():

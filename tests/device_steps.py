@@ -64,11 +64,10 @@ def train(trainer, model, state, placement: str):
     step = make_train_step(
         model,
         trainer.tx,
-        plan_fn=trainer.plan_fn,
         fetch_fn=feed.fetch,
         batch_fn=trainer.batch_fn,
     )
-    update = make_update_fn(step)
+    update = make_update_fn(step, trainer.plan_fn)
     calls = feed.calls(state.key, 1)
     state, losses = devices.replicate_for_pmap(state), []
     for call in itertools.islice(calls, 6):

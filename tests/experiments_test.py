@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import pathlib
 import shlex
 import subprocess
@@ -407,6 +408,46 @@ def test_job_array_requeues_what_was_told_to_stop(tmp_path, status):
     assert done.returncode == status
     assert (tmp_path / "done").read_text() == "a  b\n"
     assert (tmp_path / "queue").exists() == (status == 143)
+
+
+def test_flops_are_those_of_all_convolutions():
+    """Whatever the platform computes them with: the gradients take twice the forward pass."""
+    fields = ["--config.model.depth=10", "--config.model.width=1", "--config.batch_size=32"]
+    _, config = config_lib.parse("cifar100:vanilla", fields)
+    # Map, input channels, output channels of the 3x3 convolutions; the 1x1 ones have a ninth.
+    convolutions = [(32, 3, 16), (32, 16, 16), (32, 16, 16), (32, 16, 32), (16, 32, 32)]
+    convolutions += [(16, 32, 64), (8, 64, 64), (16, 16, 32 / 9), (8, 32, 64 / 9)]
+    forward = sum(2 * 9 * side**2 * i * o for side, i, o in convolutions)
+    assert cost.flops_of_position(config) == pytest.approx(3 * forward, rel=0.15)
+
+
+PROGRAM = """
+%body (p: s32[]) -> s32[] {
+  %a = f32[] fusion(%p), metadata={op_name="step/add"}, backend_config={"estimated_cycles":"7"}
+}
+%rejections (p: s32[]) -> s32[] {
+  %b = f32[] fusion(%p), metadata={op_name="gamma"}, backend_config={"estimated_cycles":"5"}
+}
+%below (p: s32[]) -> pred[] {
+  %c = s32[] constant(100)
+  ROOT %d = pred[] compare(%p, %c), direction=LT
+}
+%accepted (p: s32[]) -> pred[] {
+  ROOT %e = pred[] compare(%p, %p), direction=NE
+}
+ENTRY %main (x: f32[]) -> f32[] {
+  %f = f32[] copy(%x), backend_config={"estimated_cycles":"3"}
+  %g = s32[] while(%f), condition=%below, body=%body
+  %h = s32[] while(%g), condition=%accepted, body=%rejections
+}
+"""
+
+
+def test_cycles_of_a_loop_count_as_often_as_it_runs(monkeypatch):
+    monkeypatch.setattr(os, "environ", {**os.environ})  # the import changes it
+    import tpu_estimate
+
+    assert tpu_estimate.operation_cycles(PROGRAM) == {"%f": 3, "step/add": 700, "gamma": 5}
 
 
 def test_cost_follows_steps_and_flops(tmp_path):

@@ -68,7 +68,7 @@ def run_steps(trainer, call_sizes, max_traces=None):
     if max_traces:
         chex.clear_trace_counter()
         step = chex.assert_max_traces(step, n=max_traces)
-    update = make_update_fn(step)
+    update = make_update_fn(step, trainer.plan_fn)
     state = trainer.create_state()
     call = next(feed.calls(state.key, 1))
     state, losses = devices.replicate_for_pmap(state), []
@@ -161,7 +161,7 @@ def test_both_placements_train_the_same_network(dataset):
         trainer = Trainer(config, dataset)
         state = trainer.create_state()
         feed = create_feed(trainer)
-        update = make_update_fn(create_train_step(trainer, feed))
+        update = make_update_fn(create_train_step(trainer, feed), trainer.plan_fn)
         calls = feed.calls(state.key, 1)
         state, values = devices.replicate_for_pmap(state), []
         for arguments in itertools.islice(calls, 4 // steps):

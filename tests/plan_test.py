@@ -28,8 +28,8 @@ MAX_ERRORS = 5
 
 
 @functools.cache
-def draw(seed=0, **settings):
-    """The plans of the first 400 steps, stacked."""
+def draw(seed=0, steps=range(STEPS), **settings):
+    """The plans of the first 400 steps, or of others, stacked."""
     defaults = {
         "patch_prob": 0.5,
         "num_members": 2,
@@ -44,12 +44,17 @@ def draw(seed=0, **settings):
     sample = functools.partial(sample_batch_plan, steps_per_epoch=steps_per_epoch, **settings)
     # Not jitted as a whole: the operations compile once for all settings.
     many = jax.vmap(sample, in_axes=(None, 0, None))
-    return many(jax.random.key(seed), jnp.arange(STEPS), order())
+    return many(jax.random.key(seed), jnp.array(steps), order())
 
 
 def at_step(plans, step):
     """The plan of one step."""
     return jax.tree.map(lambda leaf: leaf[step], plans)
+
+
+def raw(leaf):
+    """The numbers of an array of keys, and any other array itself."""
+    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
 
 
 def order():
@@ -114,6 +119,16 @@ def test_an_epoch_uses_its_images_as_often_as_they_are_repeated(
     unused = np.asarray(order())[steps * group :]
     assert len(unused) == NUM_IMAGES - NUM_IMAGES * repetitions // BATCH * group > 0
     assert uses(index)[unused].sum() == 0
+
+
+def test_plans_of_many_steps_are_those_of_each_step():
+    """A call draws all of its plans at once, and may have any number of steps."""
+    settings = {"alpha": 2.0, "msda_beta": 1.0, "msda_prob": 0.5}
+    for steps in (range(57, 58), range(55, 60)):
+        plans = draw(steps=steps, **settings), draw(**settings)
+        index = steps.index(57), 57
+        parts = [jax.tree.map(raw, at_step(*pair)) for pair in zip(plans, index, strict=True)]
+        chex.assert_trees_all_equal(*parts)
 
 
 def test_members_have_orders_of_their_own():

@@ -143,7 +143,7 @@ def sample_batch_plan(
     )
     shape = (num_members, batch_size)
     group_size = batch_size // batch_repetitions
-    group = jax.lax.dynamic_slice_in_dim(order, step % steps_per_epoch * group_size, group_size)
+    group = order[: steps_per_epoch * group_size].reshape(-1, group_size)[step % steps_per_epoch]
     index = _repeat(order_key, group, shape, batch_repetitions, input_repetition)  # [M, B]
     msda = None
     if msda_beta is not None:

@@ -84,7 +84,6 @@ class Trainer:
         return make_train_step(
             self.model,
             self.tx,
-            plan_fn=self.plan_fn,
             fetch_fn=fetch_fn,
             batch_fn=batch_fn or self.batch_fn,
             loss_fn=functools.partial(weighted_cross_entropy, label_smoothing=smoothing),
@@ -132,7 +131,7 @@ class Trainer:
         feed = create_feed(
             config.dataset.placement, self.plan_fn, self.dataset.train, steps, config.steps_per_call
         )
-        update = make_update_fn(self.create_train_step(feed.fetch))
+        update = make_update_fn(self.create_train_step(feed.fetch), self.plan_fn)
         state = devices.replicate_for_pmap(state)
         progress = outputs and outputs.progress
         stop = processes.asked_of_all(stop, delay=_CALLS_IN_FLIGHT)

@@ -74,7 +74,6 @@ def make_train_step(
     model: MixMoNet,
     tx: optax.GradientTransformation,
     *,
-    plan_fn: Callable[..., BatchPlan],
     fetch_fn: Callable[..., RawBatch],
     batch_fn: Callable[[RawBatch, BatchPlan], Batch],
     loss_fn: Callable[..., jax.Array] = weighted_cross_entropy,
@@ -86,7 +85,6 @@ def make_train_step(
     Args:
       model: The network, built with `axis_name=AXIS`.
       tx: The optimizer.
-      plan_fn: `(key, step, order) → BatchPlan` of the whole batch.
       fetch_fn: `(resident, streamed, plan) → RawBatch`, see `input_pipeline.streaming`.
       batch_fn: `(raw, plan) → Batch`.
       loss_fn: `(logits, targets, weights) → loss`, see `training.losses`.
@@ -96,13 +94,11 @@ def make_train_step(
         one; less in the first steps.
 
     Returns:
-      `train_step(state, resident, streamed, order) → (state, loss)`: order is the epoch's [N]
-      int32 random order of the training split; loss is the mean over the whole batch, [] float32.
+      `train_step(state, resident, streamed, plan) → (state, loss)`: plan is the device's part of
+      the step's; loss is the mean over the whole batch, [] float32.
     """
 
-    def train_step(state: TrainState, resident, streamed, order: jax.Array):
-        plan = plan_fn(state.key, state.step, order)
-        plan = local_part(plan, jax.lax.axis_index(AXIS), jax.lax.axis_size(AXIS))
+    def train_step(state: TrainState, resident, streamed, plan: BatchPlan):
         batch = batch_fn(fetch_fn(resident, streamed, plan), plan)
 
         def pool(features):  # [B, h', w', F'] → [B, F'] or [M, B, F']
@@ -146,39 +142,54 @@ def _moved(average: dict, variables: dict, step: jax.Array, decay: float) -> dic
     return optax.incremental_update(variables, average, 1 - decay)
 
 
-def make_call_fn(train_step: Callable) -> Callable[..., tuple[TrainState, jax.Array]]:
+def make_call_fn(
+    train_step: Callable, plan_fn: Callable[..., BatchPlan]
+) -> Callable[..., tuple[TrainState, jax.Array]]:
     """Returns what one device computes in a call: several steps are one scan on the device.
+
+    The plans of all steps are drawn at once, before the first: a TPU takes about as long for the
+    random numbers of many steps as for those of one.
 
     Args:
       train_step: See `make_train_step`.
+      plan_fn: `(key, step, order) → BatchPlan` of the whole batch.
 
     Returns:
       `call(state, resident, streamed, order, num_steps) → (state, losses)`: streamed is a
-      `RawBatch` of [num_steps, …] or None; losses are [num_steps], the last one NaN if a weight is
-      not finite afterwards. (In each step the check would take 3 % of a small network's time on a
-      TPU. Within a call, such a weight makes the next loss NaN.)
+      `RawBatch` of [num_steps, …] or None; order is the epoch's [N] int32 random order of the
+      training split; losses are [num_steps], the last one NaN if a weight is not finite afterwards.
+      (In each step the check would take 3 % of a small network's time on a TPU. Within a call, such
+      a weight makes the next loss NaN.)
     """
 
     def call(state: TrainState, resident, streamed, order: jax.Array, num_steps: int):
-        def step(state: TrainState, raw: RawBatch | None):
-            return train_step(state, resident, raw, order)
+        def draw(step: jax.Array) -> BatchPlan:
+            plan = plan_fn(state.key, step, order)
+            return local_part(plan, jax.lax.axis_index(AXIS), jax.lax.axis_size(AXIS))
 
+        def step(state: TrainState, inputs: tuple[RawBatch | None, BatchPlan]):
+            return train_step(state, resident, *inputs)
+
+        plans = jax.vmap(draw)(state.step + jnp.arange(num_steps, dtype=jnp.int32))
         if num_steps == 1:
-            state, loss = step(state, jax.tree.map(lambda x: x[0], streamed))
+            state, loss = step(state, jax.tree.map(lambda x: x[0], (streamed, plans)))
             losses = loss[None]
         else:
-            state, losses = jax.lax.scan(step, state, streamed, length=num_steps)
+            state, losses = jax.lax.scan(step, state, (streamed, plans))
         last = jnp.where(_all_finite(state.variables), losses[-1], jnp.nan)
         return state, losses.at[-1].set(last)
 
     return call
 
 
-def make_update_fn(train_step: Callable) -> Callable[..., tuple[TrainState, jax.Array]]:
+def make_update_fn(
+    train_step: Callable, plan_fn: Callable[..., BatchPlan]
+) -> Callable[..., tuple[TrainState, jax.Array]]:
     """Maps the calls of a training step over the local devices.
 
     Args:
       train_step: See `make_train_step`.
+      plan_fn: `(key, step, order) → BatchPlan` of the whole batch.
 
     Returns:
       `update(state, resident, streamed, order, num_steps) → (state, losses)`: state is replicated
@@ -186,7 +197,7 @@ def make_update_fn(train_step: Callable) -> Callable[..., tuple[TrainState, jax.
       streamed is a `RawBatch` of [devices, num_steps, …] or None; losses are [devices, num_steps].
     """
     return jax.pmap(
-        make_call_fn(train_step),
+        make_call_fn(train_step, plan_fn),
         axis_name=AXIS,
         in_axes=(0, None, 0, None, None),
         static_broadcasted_argnums=4,

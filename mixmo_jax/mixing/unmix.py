@@ -39,7 +39,8 @@ def unmix_features(
     """Averages the features over the map, for each member where its input is.
 
     The weights of a member's positions are `1 - strength * (1 - mask)`, the mask averaged over the
-    channels and brought to the size of the features. Strength 0 is the average over the map.
+    channels and brought to the size of the features. Strength 0 is the average over the map,
+    bit for bit.
 
     Args:
       features: [B, h', w', F'] float.
@@ -60,10 +61,11 @@ def unmix_features(
     masks = resize_maps(masks.mean(-1), features.shape[1:3], resize)[..., None]  # [M, B, h', w', 1]
     weights = 1 - strength.astype(features.dtype) * (1 - masks.astype(features.dtype))
     pooled = (weights * features[None]).mean((2, 3))  # [M, B, F']
-    if not normalize:
-        return pooled
-    mean = weights.mean((2, 3))  # [M, B, 1]
-    return pooled / jnp.where(mean > 0, mean, 1)  # of an empty mask nothing is seen
+    if normalize:
+        mean = weights.mean((2, 3))  # [M, B, 1]
+        pooled /= jnp.where(mean > 0, mean, 1)  # of an empty mask nothing is seen
+    # Weights of 1 may be summed in another order.
+    return jnp.where(strength > 0, pooled, features.mean((1, 2))[None])
 
 
 def resize_maps(

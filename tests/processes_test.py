@@ -38,6 +38,29 @@ def test_a_process_alone_agrees_with_itself():
     assert [asked(), asked()] == [False, True]
 
 
+def test_what_is_sent_to_others_arrives_bit_for_bit(monkeypatch):
+    """One process sends to itself."""
+    monkeypatch.setattr(processes, "is_alone", lambda: False)
+    sent = {"a": np.float32([-0.0, np.nan]), "b": np.int32(-7)}
+    received = processes.broadcast(sent)
+    assert {k: v.tobytes() for k, v in received.items()} == {
+        k: v.tobytes() for k, v in sent.items()
+    }
+    value = {"name": "für alle", "numbers": [1, None, 0.1]}
+    assert processes.broadcast_json(value) == value
+    answers = iter([False, True, False])
+    asked = processes.asked_of_all(lambda: next(answers), delay=1)
+    assert [asked() for _ in range(3)] == [False, False, True]
+
+
+def test_what_differs_from_the_first_process_is_named(monkeypatch):
+    first = {"seed": 0, "images": {"train": 7}}
+    monkeypatch.setattr(processes, "broadcast_json", lambda own: first)
+    processes.check_equal({"seed": 0, "images": {"train": 7}})
+    with pytest.raises(InputError, match=r"process 0: seed=1 \(process 0: 0\)$"):
+        processes.check_equal({"seed": 1, "images": {"train": 7}})
+
+
 def read_scores(folder):
     """Loss and accuracy of every epoch: [epochs, 2]."""
     return np.array([(m["loss"], m["validation"]["accuracy"]) for m in read_metrics(folder)])

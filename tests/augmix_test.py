@@ -106,6 +106,7 @@ def test_operations_equal_those_of_pillow(name, shape):
     assert (difference > 0).mean() < 0.02
 
 
+@pytest.mark.stress
 def test_autocontrast_equals_that_of_pillow_for_every_range():
     """Also where double precision ends just below an integer."""
     pairs = np.array([(low, high) for low in range(256) for high in range(low, 256)])
@@ -115,6 +116,7 @@ def test_autocontrast_equals_that_of_pillow_for_every_range():
     chex.assert_trees_all_equal(apply(name, images, levels), in_pillow(name, images, levels))
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("size", [(16, 16), (23, 24), (32, 48), (64, 64)])
 def test_equalize_equals_that_of_pillow_for_many_histograms(size):
     rng = np.random.default_rng(1)

@@ -152,7 +152,7 @@ def check_batch(batch, plan, config, num_classes):
         assert batch.targets.max(-1).min() >= 0.5 - 1e-5
 
 
-@draws(4, 20)
+@draws(3, 20)
 def test_plan_and_batch_hold_what_they_promise(count):
     @for_all(count, configs(), datasets(64), st.integers(0, 2**32 - 1))
     def _(config, dataset, seed):

@@ -288,6 +288,7 @@ def test_moving_average_of_the_variables(dataset):
     chex.assert_trees_all_close(state.ema, average, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.stress
 def test_run_evaluates_the_moving_average_beside_the_raw_weights(tmp_path):
     fields = ("optimizer.ema_decay=0.9", "optimizer.schedule=cosine", "label_smoothing=0.1")
     config = tiny_config("linear_mixmo", *(f"--config.{field}" for field in fields))
@@ -478,6 +479,7 @@ def test_damaged_checkpoint_is_named(finished_run, tmp_path, damage):
         train(config, folder)  # no silent start from scratch
 
 
+@pytest.mark.stress
 def test_epochs_may_become_more(tmp_path, dataset):
     """One epoch and one more are as good as two, where the schedule was the same."""
     one, two = (

@@ -320,7 +320,7 @@ def test_mix_pixels_mixes_images_and_targets_by_their_shares(num_members):
 
 
 @pytest.mark.parametrize("method", msda_methods())
-@pytest.mark.parametrize("num_members", [1, 3])
+@pytest.mark.parametrize("num_members", [pytest.param(1, marks=pytest.mark.stress), 3])
 def test_unmixed_images_and_targets_are_unchanged(num_members, method):
     """Bit for bit, compiled or not."""
     masks = half_masks(num_members) if num_members > 1 else jnp.ones((1, 20, 8, 8, 1))

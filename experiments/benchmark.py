@@ -4,7 +4,8 @@
 
 The images are random uint8 of the dataset's number and shape. What is compared is measured in turns
 within one process, and a ratio is taken turn by turn. Any field can be set, such as
-`--config.model.width=2`. For a TPU that is not there, see tpu_estimate.py.
+`--config.model.width=2`. With `--blocks` it measures only what each mixing block costs in training,
+against linear mixing. For a TPU that is not there, see tpu_estimate.py.
 """
 
 import argparse
@@ -34,6 +35,7 @@ from mixmo_jax.input_pipeline.augment import normalize
 from mixmo_jax.input_pipeline.batch import gather, planned_indices
 from mixmo_jax.input_pipeline.plan import epoch_order
 from mixmo_jax.input_pipeline.streaming import create_feed
+from mixmo_jax.mixing import MASKS
 from mixmo_jax.models import create_model
 from mixmo_jax.runs.provenance import describe_environment
 from mixmo_jax.training.loop import Trainer
@@ -67,9 +69,12 @@ def main() -> None:
     parser.add_argument("--output", type=pathlib.Path, help="JSON file for all numbers")
     parser.add_argument("--turns", type=int, default=7, help="%(default)s by default")
     parser.add_argument("--seconds", type=float, default=3.0, help="of a turn, %(default)s each")
+    parser.add_argument("--blocks", action="store_true", help="measure the mixing blocks instead")
     arguments, overrides = parser.parse_known_args()
     _, config = config_lib.parse(arguments.config, overrides)
-    report = measure(config, arguments.turns, arguments.seconds)
+    report = (measure_blocks if arguments.blocks else measure)(
+        config, arguments.turns, arguments.seconds
+    )
     print(format_report(report))
     if arguments.output:
         write_json(arguments.output, report)
@@ -125,6 +130,23 @@ def measure(config: ml_collections.ConfigDict, turns: int, seconds: float) -> di
         "flops_per_step": flops_per_step,
         **{name: summarize(value) for name, value in values.items()},
         "peak_device_bytes": (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
+    }
+
+
+def measure_blocks(config: ml_collections.ConfigDict, turns: int, seconds: float) -> dict:
+    """Seconds of a step with each block, which mixes every batch / those with linear mixing."""
+    dataset, works = random_dataset(config), {}
+    for block in MASKS:
+        mixed = config.copy_and_resolve_references()
+        mixed.mixmo.update(block=block, patch_prob=1.0)
+        works[block] = training(Trainer(mixed, dataset))
+    rates = measure_in_turns(works, turns, seconds)
+    costs = {f"cost_of_{block}": rates["linear"] / rates[block] for block in MASKS}
+    return {
+        "config": config.to_dict(),
+        "environment": describe_environment(),
+        "train_images_per_second_with_linear": summarize(rates["linear"]),
+        **{name: summarize(cost) for name, cost in costs.items()},
     }
 
 

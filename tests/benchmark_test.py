@@ -15,16 +15,20 @@ def run(script, *arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory):
-    """Of a tiny network on small images."""
-    output = tmp_path_factory.mktemp("benchmark") / "report.json"
+def measure(folder, *arguments):
+    """The report on a tiny network and small images, and what was printed."""
+    output = folder / "report.json"
     example = EXPERIMENTS.parent / "docs" / "examples" / "stripes.py"
     fields = ("--config.dataset.image_size=8", "--config.batch_size=32")
     turns = ("--turns=2", "--seconds=0.05", f"--output={output}")
-    done = run("benchmark.py", f"--config={example}", *fields, *turns)
+    done = run("benchmark.py", f"--config={example}", *fields, *turns, *arguments)
     assert done.returncode == 0, done.stderr
     return json.loads(output.read_text()), done.stdout
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    return measure(tmp_path_factory.mktemp("benchmark"))
 
 
 def test_report_has_rates_ratios_and_what_they_were_measured_with(report):
@@ -51,6 +55,15 @@ def test_flops_are_those_of_the_convolutions(report):
     expected = 2 * encoders + 3 * core  # no gradient of the images is needed
     # Without what the kernels multiply beyond the edges, and with all that is no convolution.
     assert values["flops_per_step"] == pytest.approx(expected, rel=0.2)
+
+
+@pytest.mark.stress
+def test_blocks_are_compared_with_linear_mixing(tmp_path):
+    values, shown = measure(tmp_path, "--blocks")
+    assert set(values["cost_of_linear"].values()) == {1.0}
+    for block in ("linear", "cow", "stripes"):  # the last one is the example's own
+        assert values[f"cost_of_{block}"]["min"] > 0
+        assert f"cost of {block}" in shown
 
 
 def test_wrong_field_is_one_line():

@@ -70,13 +70,8 @@ def test_run_killed_at_any_moment_ends_the_same(undisturbed, tmp_path, moment, s
     assert harm.read_outcome(folder) == undisturbed
 
 
-@pytest.mark.parametrize(
-    ("signum", "status"),
-    [(signal.SIGKILL, -9), pytest.param(signal.SIGINT, 130, marks=pytest.mark.stress)],
-)
-def test_stopped_run_saves_its_step_and_ends_the_same(undisturbed, tmp_path, signum, status):
-    """SIGTERM inside the second epoch; the resumed run is killed in it, or stopped by Ctrl-C."""
-    folder = tmp_path / "run"
+def stop(folder):
+    """SIGTERM inside the second epoch; returns the step that the run says it has saved."""
     process = harm.start(folder)
     harm.wait_until(lambda: line("epoch 1/3")(folder), process)
     time.sleep(0.2)
@@ -86,6 +81,22 @@ def test_stopped_run_saves_its_step_and_ends_the_same(undisturbed, tmp_path, sig
     step = int(re.search(r"stopped after step (\d+), which is saved in", message)[1])
     assert message.endswith("run again, it resumes there")
     assert (folder / "checkpoints" / str(step) / "SHA256SUMS").exists()
+    return step
+
+
+def test_stopped_run_saves_its_step_and_ends_the_same(undisturbed, tmp_path):
+    step = stop(tmp_path / "run")
+    assert harm.run(tmp_path / "run") == 0
+    assert line(f"resuming after step {step}, in epoch")(tmp_path / "run")
+    assert harm.read_outcome(tmp_path / "run") == undisturbed
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+def test_resumed_run_may_be_stopped_too(undisturbed, tmp_path, signum, status):
+    """Killed, or stopped by Ctrl-C, in the epoch in which it was stopped before."""
+    folder = tmp_path / "run"
+    step = stop(folder)
     process = harm.start(folder)
     harm.wait_until(lambda: line(f"resuming after step {step}, in epoch")(folder), process)
     process.send_signal(signum)

@@ -274,6 +274,7 @@ def plan_and_batch(trainer, dataset, count=1):
     return plan, jax.tree.map(lambda axis, *x: jnp.concatenate(x, axis), axes, *parts)
 
 
+@pytest.mark.stress
 def test_two_devices_compute_the_batch_of_one():
     trainer, dataset = tiny_trainer("augment.augmix=True")
     one, two = (plan_and_batch(trainer, dataset, count)[1] for count in (1, 2))

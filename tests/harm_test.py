@@ -216,11 +216,12 @@ def test_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path, cap
         pass
 
 
-def test_evaluation_takes_the_lock(finished_run, capsys):
+def test_evaluation_takes_the_lock(finished_run, tmp_path, capsys):
     from mixmo_jax.main import main
 
-    with lock(finished_run):
-        assert main(["", "--mode=evaluate", f"--workdir={finished_run}"]) == 2
+    folder = shutil.copytree(finished_run, tmp_path / "copy")
+    with lock(folder):
+        assert main(["", "--mode=evaluate", f"--workdir={folder}"]) == 2
     assert "in use by process" in capsys.readouterr().err
 
 

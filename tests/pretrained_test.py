@@ -216,26 +216,23 @@ def test_only_its_own_folder_is_replaced(tmp_path, saved, capsys):
             other.save_pretrained(place)
 
 
-def changed(**fields):
-    network = network_of()
-    return lambda: Model([Network(**{**vars(network), **fields})])
-
-
 @pytest.mark.parametrize(
-    ("model", "message"),
+    ("change", "message"),
     [
-        (changed(architecture=None), "network 0 has no architecture"),
-        (changed(architecture={**network_of().architecture, "width": 2}), "not what its arch"),
-        (changed(variables={"params": {}}), "other variables than"),
+        (lambda net: {"architecture": None}, "network 0 has no architecture"),
+        (lambda net: {"architecture": {**net.architecture, "width": 2}}, "not what its arch"),
+        (lambda net: {"variables": {"params": {}}}, "other variables than"),
         (
-            changed(variables=jax.tree.map(lambda x: x * np.nan, network_of().variables)),
+            lambda net: {"variables": jax.tree.map(lambda x: x * np.nan, net.variables)},
             "expected finite float32",
         ),
     ],
 )
-def test_model_that_could_not_be_loaded_is_not_saved(tmp_path, model, message):
+def test_model_that_could_not_be_loaded_is_not_saved(tmp_path, change, message):
+    network = network_of()
+    changed = Network(**{**vars(network), **change(network)})
     with pytest.raises(InputError, match=message):
-        model().save_pretrained(tmp_path / "net")
+        Model([changed]).save_pretrained(tmp_path / "net")
     with pytest.raises(InputError, match="license='MIT License': expected an identifier"):
         model_of().save_pretrained(tmp_path / "net", license="MIT License")
     assert not (tmp_path / "net").exists()

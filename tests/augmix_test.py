@@ -194,7 +194,8 @@ def test_mixture_equals_that_of_the_authors_program(settings):
 
 
 @pytest.mark.parametrize(
-    ("channels", "alpha", "width"), [(1, 1.0, 3), (3, 0.001, 1), (3, 0.001, 3)]
+    ("channels", "alpha", "width"),
+    [(1, 1.0, 3), pytest.param(3, 0.001, 1, marks=pytest.mark.stress), (3, 0.001, 3)],
 )
 def test_mixture_is_an_image(channels, alpha, width):
     images = random_images((2, 12, 9, 14, channels))

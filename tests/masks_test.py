@@ -180,7 +180,9 @@ def test_coverage_of_every_cell(draws):
     assert (abs(coverage - expected) / errors).max() < MAX_ERRORS
 
 
-@pytest.mark.parametrize("num_members", [2, 3, 4])
+@pytest.mark.parametrize(
+    "num_members", [3, *(pytest.param(m, marks=pytest.mark.stress) for m in (2, 4))]
+)
 @pytest.mark.parametrize("name", MASKS)
 def test_masks_are_shares_that_sum_to_one(name, num_members):
     """Of every registered function, also where a ratio is 0 or 1."""

@@ -142,7 +142,7 @@ def test_linear_block_never_uses_patches(num_members):
     chex.assert_trees_all_equal(masks[0], constant_masks(random_ratios(num_members)))
 
 
-@pytest.mark.parametrize("num_members", [2, 3])
+@pytest.mark.parametrize("num_members", [pytest.param(2, marks=pytest.mark.stress), 3])
 @pytest.mark.parametrize("block", MASKS)
 def test_block_draws_each_sample_by_its_key_when_the_batch_is_mixed_by_patches(block, num_members):
     masks, draw = masks_of(num_members, block), jax.jit(MASKS[block], static_argnums=2)

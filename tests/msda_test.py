@@ -280,7 +280,7 @@ def test_mean_and_variance_of_the_loss_weights(draws, reference):
 
 
 @pytest.mark.parametrize("method", msda_methods())
-@pytest.mark.parametrize("num_members", [2, 3])
+@pytest.mark.parametrize("num_members", [2, pytest.param(3, marks=pytest.mark.stress)])
 def test_images_of_a_mixmo_keep_at_least_half_of_their_target(num_members, method):
     masks = half_masks(num_members)
     pixels = pixel_masks_of(num_members, method)

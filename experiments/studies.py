@@ -124,6 +124,8 @@ STUDIES = {
     "few_images": Study(
         [
             _PLAIN,
+            # With b = 2 the others take two to three times as many steps.
+            Variant("vanilla, epochs x 3", "vanilla", length=3),
             Variant("mimo", "mimo", (_B2,)),
             Variant("linear_mixmo", "linear_mixmo", (_B2,)),
             Variant("cut_mixmo", "cut_mixmo", (_B2,)),

@@ -314,7 +314,15 @@ def test_wrong_arguments_of_a_study(study, given, message):
 def test_committed_results_need_no_training():
     """The comparison goes on from them on a machine that has none of the folders."""
     given = {"output": EXPERIMENTS / "results", "widths": "1,2", "seeds": "5"}
-    for comparison in studies.create_comparisons(arguments_of("few_images", **given), []):
+    tables = [
+        table
+        for images in ("", "50")
+        for table in studies.create_comparisons(
+            arguments_of("few_images", images=images, **given), []
+        )
+    ]
+    assert len(tables) == 4
+    for comparison in tables:
         assert compare.missing_runs(comparison) == []
         entries = scores.read_recorded(comparison)
         table = scores.format_table(scores.summarize(comparison, entries))

@@ -72,9 +72,8 @@ def main() -> None:
     parser.add_argument("--blocks", action="store_true", help="measure the mixing blocks instead")
     arguments, overrides = parser.parse_known_args()
     _, config = config_lib.parse(arguments.config, overrides)
-    report = (measure_blocks if arguments.blocks else measure)(
-        config, arguments.turns, arguments.seconds
-    )
+    chosen = measure_blocks if arguments.blocks else measure
+    report = chosen(config, arguments.turns, arguments.seconds)
     print(format_report(report))
     if arguments.output:
         write_json(arguments.output, report)
@@ -86,8 +85,6 @@ def measure(config: ml_collections.ConfigDict, turns: int, seconds: float) -> di
     plain_config = config.copy_and_resolve_references()
     plain_config.model.num_members = 1
     plain = Trainer(plain_config, trainer.dataset)
-    without = config.copy_and_resolve_references()
-    without.augment.augmix = False
     compilation = measure_compilation(trainer)
     network = create_network(trainer)
     folded = Model([network]).fold()
@@ -104,6 +101,8 @@ def measure(config: ml_collections.ConfigDict, turns: int, seconds: float) -> di
         "one_image": inference(folded, images[:1]),
     }
     if config.augment.augmix:
+        without = config.copy_and_resolve_references()
+        without.augment.augmix = False
         works["without_augmix"] = training(Trainer(without, trainer.dataset))
     rates = measure_in_turns(works, turns, seconds)
     flops_per_step = model_flops(trainer)

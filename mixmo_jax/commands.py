@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import difflib
 import logging
 import os
 import signal
@@ -11,7 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import jaxlib
 
-from mixmo_jax.errors import InputError, Interrupted, warn
+from mixmo_jax import config as config_lib
+from mixmo_jax import schema
+from mixmo_jax.errors import InputError, Interrupted, unknown, warn
 from mixmo_jax.files import execute_module, expand
 
 DEFECTIVE_JAXLIB = ("0.10.2",)  # github.com/jax-ml/jax/issues/39103
@@ -34,6 +37,52 @@ def create_parser(name: str, description: str, **options) -> argparse.ArgumentPa
     )
     parser.add_argument("--plugin", action="append", default=[], metavar="FILE", help=PLUGIN_HELP)
     return parser
+
+
+def parse_with_fields(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
+) -> tuple[argparse.Namespace, list[str]]:
+    """Reads a command line that may also set fields of a config.
+
+    Args:
+      parser: The parser of the command's own flags, which have to be written out.
+      argv: The arguments; by default those of this process.
+
+    Returns:
+      What the parser found, and the `--config.FIELD=VALUE` flags.
+
+    Raises:
+      InputError: if there is something else.
+    """
+    parser.allow_abbrev = False
+    argv = config_lib.join_flags(sys.argv[1:] if argv is None else argv)
+    arguments, overrides = parser.parse_known_args(argv)
+    check_field_flags(overrides, [f"--{name}" for name in vars(arguments)])
+    return arguments, overrides
+
+
+def check_field_flags(overrides: Sequence[str], own: Sequence[str]) -> None:
+    """Checks that what is left of a command line are flags of a config's fields.
+
+    Args:
+      overrides: What is left.
+      own: The command's own flags, which may be meant.
+
+    Raises:
+      InputError: if there is something else. It may stand for a field's flag: --seed for
+        --config.seed.
+    """
+    for flag in overrides:
+        if config_lib.FIELD_FLAG.match(flag):
+            continue
+        name = flag.partition("=")[0]
+        if name.lstrip("-").rpartition(".")[2] == "method":
+            raise InputError(f"{flag}: no such flag; a method is chosen by --config=FILE:METHOD")
+        if flag.startswith("-") and not difflib.get_close_matches(name, own, n=1, cutoff=0.8):
+            field = str(schema.unknown_field(name.lstrip("-"), prefix="--config."))
+            if "did you mean" in field:
+                raise InputError(f"{flag}: no such flag; {field.partition('; ')[2]}")
+        raise unknown("flag", flag, own, where="--help")
 
 
 def import_plugins(files: Sequence[str]) -> None:

@@ -198,7 +198,8 @@ def _import_variables(
     model = create_model(config.model, num_classes)
     tx, _ = create_optimizer(config, steps)
     state = create_train_state(config.seed, model, tx, dataset.image_shape)
-    state = state.replace(step=jnp.int32(config.num_epochs * steps), **variables)
+    ema = variables if config.optimizer.ema_decay else None
+    state = state.replace(step=jnp.int32(config.num_epochs * steps), ema=ema, **variables)
     kept = [workdir.CHECKPOINTS] + [workdir.BEST] * (dataset.validation is not None)
     for name in kept:
         with Checkpoints(folder / name) as checkpoints:

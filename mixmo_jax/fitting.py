@@ -39,8 +39,9 @@ def fit(
     Args:
       config: A config as on the command line, such as "digits:cut_mixmo"; or the config itself,
         see `config.parse`, which is not changed. Of `config.dataset` all fields apply but those on
-        files. The mean and standard deviation that a text stands for are those of another dataset:
-        they are measured on the images instead. In a config they count, unless they are ().
+        files, `test_fraction` and `image_size`. The mean and standard deviation that a text stands
+        for are those of another dataset: they are measured on the images instead. In a config they
+        count, unless they are ().
       images: The images for training, [N, H, W, C] uint8 with C = 1 or 3, or [N, H, W]. They are
         not copied, and must stay as they are until the end.
       labels: Their labels, [N] int from 0 to K - 1; every class has an image.

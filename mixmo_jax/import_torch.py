@@ -8,12 +8,11 @@ run as if it had been trained here.
 """
 
 import argparse
-import pathlib
 import sys
 from collections.abc import Sequence
 
 from mixmo_jax import config as config_lib
-from mixmo_jax.commands import create_parser, import_plugins, run_command
+from mixmo_jax.commands import create_parser, import_plugins, parse_with_fields, run_command
 from mixmo_jax.errors import InputError
 from mixmo_jax.evaluate import import_variables
 from mixmo_jax.files import expand
@@ -22,12 +21,11 @@ from mixmo_jax.inference.torch_checkpoints import convert, read_state_dict
 
 def main(argv: Sequence[str]) -> int:
     """Runs a command line; returns its exit status, see `run_command`."""
-    parser = create_parser("import_torch", __doc__, allow_abbrev=False)
-    parser.add_argument("--checkpoint", required=True, type=pathlib.Path)
+    parser = create_parser("import_torch", __doc__)
+    parser.add_argument("--checkpoint", required=True, type=expand)
     parser.add_argument("--config", required=True, help="as in training: FILE[:METHOD]")
-    parser.add_argument("--workdir", required=True, type=pathlib.Path)
-    arguments, overrides = parser.parse_known_args(config_lib.join_flags(argv[1:]))
-    return run_command(lambda: _import(arguments, overrides))
+    parser.add_argument("--workdir", required=True, type=expand)
+    return run_command(lambda: _import(*parse_with_fields(parser, argv[1:])))
 
 
 def run() -> None:
@@ -44,7 +42,7 @@ def _import(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     for name, value in fields.items():
         if config.model[name] != value:
             raise InputError(f"model.{name}={config.model[name]!r}: the checkpoint has {value!r}")
-    import_variables(config, variables, model.num_classes, expand(arguments.workdir))
+    import_variables(config, variables, model.num_classes, arguments.workdir)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ python -m mixmo_jax.main --mode=evaluate --workdir=runs/digits-cut_mixmo-s0
 """
 
 import collections
-import difflib
 import sys
 from collections.abc import Sequence
 
@@ -14,19 +13,24 @@ from absl import flags
 
 from mixmo_jax import config as config_lib
 from mixmo_jax import processes, schema
-from mixmo_jax.commands import PLUGIN_HELP, import_plugins, run_command
+from mixmo_jax.commands import PLUGIN_HELP, check_field_flags, import_plugins, run_command
 from mixmo_jax.configs.common import METHODS
-from mixmo_jax.errors import InputError, unknown
+from mixmo_jax.errors import InputError
 from mixmo_jax.evaluation.ensemble import ENSEMBLES
 from mixmo_jax.files import expand
+from mixmo_jax.runs.signals import StopSignals
 
 _ONLY_EVALUATE = ("corruptions", "ensemble", "allow_unfinished")
 _PROCESSES = ("coordinator_address", "num_processes", "process_id")
 _OWN_FLAGS = ("config", "workdir", "mode", "plugin", *_ONLY_EVALUATE, *_PROCESSES)
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str], *, own_process: bool = False) -> int:
     """Runs a command line.
+
+    Args:
+      argv: The name of the program, and its arguments.
+      own_process: Whether the process is that of the command, which a second signal may end.
 
     Returns:
       The exit status: 0, 2 for wrong input, 1 if the training diverged, 130 or 143 if
@@ -34,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     """
     message = "interrupted; the same command resumes from the last checkpoint, if there is one"
     try:
-        return run_command(lambda: _run(argv), message)
+        return run_command(lambda: _run(argv, own_process), message)
     except FloatingPointError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -43,10 +47,10 @@ def main(argv: Sequence[str]) -> int:
 def run() -> None:
     """Runs the command line of this process, and ends it."""
     with processes.ending_without_others():
-        sys.exit(main(sys.argv))
+        sys.exit(main(sys.argv, own_process=True))
 
 
-def _run(argv: Sequence[str]) -> None:
+def _run(argv: Sequence[str], own_process: bool) -> None:
     known = _define_flags()
     if {"--help", "-h", "-help"} & set(argv):
         print(_help(known))
@@ -60,14 +64,12 @@ def _run(argv: Sequence[str]) -> None:
         _, *overrides = known(argv, known_only=True)
     except flags.Error as error:
         raise InputError(str(error)) from None
-    for flag in overrides:
-        if not config_lib.FIELD_FLAG.match(flag):
-            raise _unknown_flag(flag, known)
+    check_field_flags(overrides, [f"--{name}" for name in known])
     import_plugins(known.plugin)
     if known.mode == "evaluate":
         _evaluate(known, overrides)
     else:
-        _train(known, overrides)
+        _train(known, overrides, own_process)
 
 
 def _help(known: flags.FlagValues) -> str:
@@ -76,19 +78,6 @@ def _help(known: flags.FlagValues) -> str:
     fields = f"Fields, set by --config.FIELD=VALUE, and their defaults:\n{schema.describe_fields()}"
     own = [f"  --{name}\n      {known[name].help.splitlines()[0]}" for name in _OWN_FLAGS]
     return "\n\n".join([__doc__.strip(), "Flags:\n" + "\n".join(own), configs, methods, fields])
-
-
-def _unknown_flag(flag: str, known: flags.FlagValues) -> InputError:
-    """The error for a flag, which may stand for the one of a field: --seed for --config.seed."""
-    name = flag.partition("=")[0]
-    if name.lstrip("-").rpartition(".")[2] == "method":
-        return InputError(f"{flag}: no such flag; a method is chosen by --config=FILE:METHOD")
-    own = [f"--{own}" for own in known]
-    if flag.startswith("-") and not difflib.get_close_matches(name, own, n=1, cutoff=0.8):
-        field = str(schema.unknown_field(name.lstrip("-"), prefix="--config."))
-        if "did you mean" in field:
-            return InputError(f"{flag}: no such flag; {field.partition('; ')[2]}")
-    return unknown("flag", flag, own, where="--help")
 
 
 def _define_flags() -> flags.FlagValues:
@@ -147,7 +136,7 @@ def _define_flags() -> flags.FlagValues:
     return values
 
 
-def _train(known: flags.FlagValues, overrides: Sequence[str]) -> None:
+def _train(known: flags.FlagValues, overrides: Sequence[str], own_process: bool) -> None:
     from mixmo_jax import devices
     from mixmo_jax.train import train  # Orbax takes time to import
 
@@ -160,7 +149,7 @@ def _train(known: flags.FlagValues, overrides: Sequence[str]) -> None:
     default = f"runs/{name}-{config.method}-s{config.seed}"
     devices.use_compilation_cache(config.compilation_cache)
     processes.connect(*(known[flag].value for flag in _PROCESSES))
-    train(config, expand(known.workdir or default))
+    train(config, expand(known.workdir or default), signals=StopSignals(own_process))
 
 
 def _evaluate(known: flags.FlagValues, overrides: Sequence[str]) -> None:

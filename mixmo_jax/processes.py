@@ -50,6 +50,7 @@ def connect(
     by_hand = any(value is not None for value in arguments)
     if by_hand:
         _check(*arguments)
+    connected = jax.distributed.is_initialized()
     # JAX would take SIGTERM for itself.
     jax.config.update("jax_enable_preemption_service", False)
     try:
@@ -62,6 +63,8 @@ def connect(
         reason = shortened(str(error).partition("\n")[0])
         if by_hand:
             raise InputError(f"coordinator_address={coordinator_address}: {reason}") from error
+        if jax.distributed.is_initialized() and not connected:  # with others that do not answer
+            raise InputError(f"the other processes cannot be reached: {reason}") from error
         # A ValueError says that there is no cluster, the other that JAX has been used already.
         if not isinstance(error, ValueError) and "before any JAX" not in reason:
             warn(f"other processes, if there are any, cannot be reached: {reason}")

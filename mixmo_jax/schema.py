@@ -61,7 +61,7 @@ def _registered(names, registry):
 def _numbers(above):
     return _rule(
         _TUPLE,
-        f"a tuple of numbers > {above:g}",
+        "a tuple of numbers" + (f" > {above:g}" if math.isfinite(above) else ""),
         lambda values: all(
             _is_of_type(v, float) and math.isfinite(v) and v > above for v in values
         ),
@@ -251,6 +251,8 @@ def check_fields(fields: Mapping[str, object]) -> None:
     if fields["batch_size"] % fields["batch_repetitions"]:
         allowed = f"a multiple of batch_repetitions={fields['batch_repetitions']}"
         raise invalid("batch_size", fields["batch_size"], allowed)
+    if fields["optimizer.name"] == "adamw" and fields["optimizer.momentum"] == 1:
+        raise invalid("optimizer.momentum", fields["optimizer.momentum"], "less than 1 for adamw")
 
 
 def _is_of_type(value, kind):

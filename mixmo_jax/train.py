@@ -31,7 +31,7 @@ from mixmo_jax.runs.metric_writer import (
 from mixmo_jax.runs.signals import StopSignals
 from mixmo_jax.runs.terminal import Progress
 from mixmo_jax.training.checkpoints import BestCheckpoint, Checkpoints, EpochProgress
-from mixmo_jax.training.loop import Trainer
+from mixmo_jax.training.loop import Trainer, check_network
 from mixmo_jax.training.outputs import MetricWriter, Outputs
 from mixmo_jax.training.step import TrainState
 
@@ -65,6 +65,7 @@ def train(
       FloatingPointError: if the loss or a weight is not finite.
     """
     signals = signals or StopSignals()
+    check_network(config)
     if not processes.is_first():
         return _train_along(config, dataset, signals)
     with lock(folder):
@@ -119,6 +120,8 @@ def _train_along(
     with signals:
         state, begun = trainer.train(state, begun, outputs=None, stop=signals.requested)
     if trainer.epochs_done(state, begun) < config.num_epochs:
+        # A launcher may kill all processes as soon as one of them has ended.
+        processes.broadcast_json("saved")
         raise Interrupted("stopped", signals.received or signal.SIGTERM)
 
 
@@ -230,6 +233,7 @@ def _run_epochs(
         state, begun = trainer.train(state, begun, outputs=outputs, stop=signals.requested)
     if trainer.epochs_done(state, begun) < config.num_epochs:
         checkpoints.wait()
+        processes.broadcast_json("saved")
         where = f"stopped after step {int(state.step):,}, which is saved in {folder}"
         message = f"{where}; run again, it resumes there"
         raise Interrupted(message, signals.received or signal.SIGTERM)

@@ -128,6 +128,20 @@ def test_damaged_checkpoint_is_replaced(saved, tmp_path):
     assert int(Checkpoints(folder).restore(LIKE)[0]["step"]) == 20
 
 
+def test_there_is_a_checkpoint_at_any_time_while_it_is_replaced(saved, tmp_path, monkeypatch):
+    folder, remove = tmp_path / "copy", shutil.rmtree
+    shutil.copytree(saved / "20", folder / "20")
+
+    def check(*arguments, **options):
+        assert int(Checkpoints(folder).restore(LIKE)[0]["step"]) == 20
+        remove(*arguments, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", check)
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(20, state_of(20))
+    assert [f.name for f in folder.iterdir()] == ["20"]
+
+
 def test_checkpoints_of_older_versions_are_read(tmp_path):
     """Orbax's own manager wrote them, without checksums."""
     with ocp.CheckpointManager(tmp_path) as manager:

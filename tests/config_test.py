@@ -127,6 +127,7 @@ def test_json_round_trip(name):
         ("optimizer.decay_epochs=20,10", r"decay_epochs=\(20, 10\): expected epochs in rising"),
         ("optimizer.learning_rate=inf", r"learning_rate=inf: expected a number > 0"),
         ("batch_size=10", r"batch_size=10: expected a multiple of batch_repetitions=4"),
+        ("dataset.mean=a,b,c", r"expected a tuple of numbers$"),
         ("mixmo.patch_prob_until=1", r"mixmo.patch_prob_until=1.0: expected a number >= 0 and < 1"),
         ("method=cutmix", r"^method: cannot be set alone; choose it by --config=FILE:METHOD"),
         ("num_epoch=3", r"num_epoch: no such config field; did you mean num_epochs"),
@@ -139,6 +140,13 @@ def test_wrong_overrides(override, message):
     with pytest.raises(InputError, match=message) as error:
         config_lib.parse("digits", [f"--config.{override}"])
     assert "\n" not in str(error.value)
+
+
+def test_momentum_of_1_is_for_sgd_only():
+    fields = ["--config.optimizer.momentum=1.0", "--config.optimizer.name=adamw"]
+    config_lib.parse("digits", fields[:1])
+    with pytest.raises(InputError, match=r"optimizer.momentum=1.0: expected less than 1 for adamw"):
+        config_lib.parse("digits", fields)
 
 
 @pytest.mark.parametrize(

@@ -347,19 +347,11 @@ def test_importing_is_cheap():
     assert not imported & {"PIL", "sklearn", "scipy", "tensorflow", "tensorflow_datasets"}
 
 
-def test_a_subset_in_memory_is_an_array_of_its_own():
-    split = Split(ARRAY[..., None].copy(), np.arange(5, dtype=np.int32))
-    kept = split.subset(np.array([4, 2])).in_memory()
-    split.images[:] = 0
-    assert isinstance(kept.images, np.ndarray)
-    np.testing.assert_array_equal(kept.images, ARRAY[[4, 2], ..., None])
-    assert kept.labels.tolist() == [4, 2]
-
-
 def test_validation_needs_images_to_spare(config, source):
     splits, names = datasets.digits.load(config)
     first = [int(np.flatnonzero(splits["train"].labels == k)[0]) for k in range(10)]
-    source({**splits, "train": splits["train"].subset(np.array(first)).in_memory()}, names)
+    train = Split(splits["train"].images[first], splits["train"].labels[first])
+    source({**splits, "train": train}, names)
     config.validation_fraction = 0.2
     with pytest.raises(InputError, match="validation: no class has a training image to spare"):
         datasets.load(config)

@@ -592,6 +592,13 @@ def test_batch_not_a_multiple_of_the_devices(dataset, monkeypatch):
         Trainer(tiny_config(), dataset)
 
 
+def test_what_needs_no_images_is_checked_before_they_are_loaded(monkeypatch, tmp_path):
+    monkeypatch.setattr(datasets, "load", lambda config: pytest.fail("loaded"))
+    config = config_lib.parse("digits", ["--config.model.depth=11"])[1]
+    with pytest.raises(InputError, match=r"model\.depth=11: expected 6n"):
+        train(config, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("steps", "limit", "expected"),
     [

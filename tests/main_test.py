@@ -251,7 +251,8 @@ def test_defective_jaxlib_is_warned_of(monkeypatch, capsys):
 
 
 def test_interrupted(monkeypatch, capsys):
-    def interrupt(*_):
+    def interrupt(*_, signals):
+        assert not signals._own_process  # which a second signal would end
         raise KeyboardInterrupt
 
     monkeypatch.setattr("mixmo_jax.train.train", interrupt)

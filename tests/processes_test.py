@@ -4,6 +4,7 @@ import signal
 import time
 
 import harm
+import jax
 import numpy as np
 import pytest
 
@@ -26,6 +27,25 @@ from mixmo_jax.training.checkpoints import Checkpoints
 def test_arguments_that_do_not_fit(arguments, message):
     with pytest.raises(InputError, match=message):
         processes.connect(*arguments)
+
+
+@pytest.mark.parametrize("half_connected", [True, False])
+def test_cluster_that_does_not_answer(monkeypatch, capsys, half_connected):
+    """JAX knows how many processes there are before it is connected to them."""
+    answers = iter([False, half_connected])
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: next(answers))
+
+    def fail(*_, **__):
+        raise RuntimeError("DEADLINE_EXCEEDED: Barrier timed out")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    message = "cannot be reached: DEADLINE_EXCEEDED"
+    if half_connected:
+        with pytest.raises(InputError, match=message):
+            processes.connect()
+    else:
+        processes.connect()
+        assert message in capsys.readouterr().err
 
 
 def test_a_process_alone_agrees_with_itself():

@@ -189,7 +189,12 @@ def test_json_keeps_every_config(count):
     @for_all(count, CONFIGS)
     def _(fields):
         config = common.get_config()
-        config.update_from_flattened_dict(fields | {"batch_size": fields["batch_repetitions"]})
+        # What else depends on another field.
+        changes = {
+            "batch_size": fields["batch_repetitions"],
+            "optimizer.momentum": fields["optimizer.momentum"] / 2,
+        }
+        config.update_from_flattened_dict(fields | changes)
         text = config_lib.to_json(config)
         json.loads(text, parse_constant=pytest.fail)
         again = config_lib.from_json(text)

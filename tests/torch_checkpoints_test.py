@@ -145,13 +145,15 @@ def flags(tmp_path):
     ]
 
 
-def test_a_run_is_made_of_a_checkpoint(tmp_path, flags, reference, capsys):
+@pytest.mark.parametrize("ema", [False, True])
+def test_a_run_is_made_of_a_checkpoint(tmp_path, flags, ema, reference, capsys):
+    flags = [*flags, *["--config.optimizer.ema_decay=0.9"] * ema]
     np.savez(tmp_path / "net.npz", **reference.state_dict)
     assert import_torch.main(flags) == 0
     assert "10 test images" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / RESULTS).read_text())["test_images"] == 10
     assert workdir.read_config(tmp_path / "run").model.dtype == "float32"  # on any device
-    model = mixmo_jax.load(tmp_path / "run")
+    model = mixmo_jax.load(tmp_path / "run", ema=ema)
     images = np.random.default_rng(0).integers(256, size=(4, 32, 32, 3), dtype=np.uint8)
     info = workdir.read_dataset_info(tmp_path / "run")
     normalized = (images / 255 - info["mean"]) / info["std"]

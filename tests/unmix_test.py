@@ -10,6 +10,8 @@ import pytest
 
 from mixmo_jax import config as config_lib
 from mixmo_jax import datasets
+from mixmo_jax.errors import InputError
+from mixmo_jax.input_pipeline.batch import make_plan_fn
 from mixmo_jax.mixing import MASKS
 from mixmo_jax.mixing.mixmo import mixmo_masks
 from mixmo_jax.mixing.unmix import resize_maps, unmix_features, unmix_strength
@@ -76,6 +78,8 @@ def test_head_sees_only_its_own_rows():
 @pytest.mark.parametrize(("old", "new"), [((8, 6), (4, 3)), ((9, 7), (3, 7)), ((1, 1), (4, 5))])
 def test_area_is_the_mean_of_blocks(old, new):
     maps = jax.random.uniform(jax.random.key(0), (2, 3, *old))
+    with pytest.raises(InputError, match="areas: no such method; did you mean area"):
+        resize_maps(maps, new, "areas")
     resized = resize_maps(maps, new)
     if old == (1, 1):
         expected = np.broadcast_to(maps, (2, 3, *new))
@@ -143,3 +147,6 @@ def test_plan_says_how_much_is_unmixed():
         np.testing.assert_allclose(plan.unmix, expected, atol=1e-6)
         assert plain.unmix is None
         chex.assert_trees_all_equal(plan.replace(unmix=None), plain)
+    linear = config_lib.parse("digits:linear_mixmo", flags + unmixed)[1]
+    plan_fn = make_plan_fn(linear, len(order))  # has batches that a block would mix by patches
+    assert plan_fn(jax.random.key(0), 0, order).unmix is None

@@ -69,10 +69,6 @@ class Split:
         """Returns the images and labels of the given indices [n] int; images are not copied."""
         return Split(Rows(self.images, rows), self.labels[rows])
 
-    def in_memory(self) -> "Split":
-        """Returns the split with its images as one array in memory."""
-        return Split(np.ascontiguousarray(self.images), self.labels)
-
 
 def stratified_split(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     """Splits off a fraction of every class; the same images for the same seed.

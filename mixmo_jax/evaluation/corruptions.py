@@ -51,8 +51,12 @@ def score_corruptions(
     return results
 
 
-def _read_folder(folder, image_shape):
-    """Returns the labels and the images of each corruption, all of which are checked."""
+def read_labels(folder: pathlib.Path) -> np.ndarray:
+    """Reads the labels of the images in a folder, see `score_corruptions`.
+
+    Raises:
+      InputError: if there is no such folder or file, or it is damaged.
+    """
     if not folder.is_dir():
         raise InputError(f"corruptions={folder}: no such folder")
     labels = map_array(folder / _LABELS)
@@ -60,6 +64,12 @@ def _read_folder(folder, image_shape):
         raise InputError(f"{folder / _LABELS}: {labels.dtype}, expected integers")
     if labels.ndim != 1 or not len(labels) or len(labels) % SEVERITIES:
         raise InputError(f"{folder / _LABELS}: shape {labels.shape}, expected [{SEVERITIES} n]")
+    return labels.astype(np.int64)
+
+
+def _read_folder(folder, image_shape):
+    """Returns the labels and the images of each corruption, all of which are checked."""
+    labels = read_labels(folder)
     arrays = {f.stem: map_array(f) for f in sorted(folder.glob("*.npy")) if f.name != _LABELS}
     if not arrays:
         raise InputError(f"corruptions={folder}: no files besides {_LABELS}")
@@ -70,7 +80,7 @@ def _read_folder(folder, image_shape):
         if images.shape != expected or images.dtype != np.uint8:
             found = f"{images.dtype} {images.shape}"
             raise InputError(f"{folder / name}.npy: {found}, expected uint8 {expected}")
-    return labels.astype(np.int64), arrays
+    return labels, arrays
 
 
 def _check_labels(file, labels, num_classes):

@@ -174,7 +174,7 @@ def make_plan_fn(config: ml_collections.ConfigDict, num_images: int) -> Callable
             step // steps + 1, num_epochs, mixmo.patch_prob, mixmo.patch_prob_until
         )
         strength = None
-        if mixmo.unmix and config.model.num_members > 1:
+        if mixmo.unmix and mixmo.block != "linear" and config.model.num_members > 1:
             strength = unmix_strength(step / (steps * num_epochs), mixmo.unmix_until)
         return draw(key, step, order, patch_prob=prob, unmix=strength)
 

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
+from mixmo_jax.errors import unknown
+
 
 def unmix_strength(progress: Num[Array, ""] | float, until: float = 1 / 3) -> Float[Array, ""]:
     """The strength of the unmixing: it falls linearly from 1 to 0.
@@ -54,6 +56,9 @@ def unmix_features(
     Returns:
       [M, B, F'] float.
 
+    Raises:
+      InputError: if there is no such way to bring masks to a size.
+
     References:
       MixShare, arXiv 2205.10139, section 3.
     """
@@ -80,8 +85,13 @@ def resize_maps(
 
     Returns:
       [M, B, height, width].
+
+    Raises:
+      InputError: if there is no such method.
     """
-    weights_of = {"area": _area_weights, "nearest": _nearest_weights}[method]
+    if method not in _RESIZE:
+        raise unknown("method", method, _RESIZE)
+    weights_of = _RESIZE[method]
     rows, columns = (
         jnp.asarray(weights_of(old, new), maps.dtype)
         for old, new in zip(maps.shape[2:], shape, strict=True)
@@ -102,3 +112,6 @@ def _nearest_weights(old: int, new: int) -> np.ndarray:
     """[new, old]: 1 for the old cell in which the middle of the new one lies."""
     middles = ((np.arange(new) + 0.5) * old / new).astype(int)
     return np.eye(old)[middles]
+
+
+_RESIZE = {"area": _area_weights, "nearest": _nearest_weights}

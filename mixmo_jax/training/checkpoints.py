@@ -179,18 +179,24 @@ class Checkpoints:
             except (OSError, InputError):
                 shutil.rmtree(part, ignore_errors=True)
                 raise
-            if folder.exists():  # a damaged one
-                self._delete(step)
+            if folder.exists():  # a damaged one, or of the same step before the end of its epoch
+                self._set_aside(step)
             os.replace(part, folder)
+            shutil.rmtree(self._aside(step), ignore_errors=True)
         for old in self.steps[: -self._max_to_keep] if self._max_to_keep else []:
             self._delete(old)
 
     def _delete(self, step: int) -> None:
         """Deletes a checkpoint; no part of it is ever seen under its name."""
-        part = self._folder / f".{step}.deleted.part"
         with writing(self._folder / str(step)):
-            os.replace(self._folder / str(step), part)
-            shutil.rmtree(part)
+            self._set_aside(step)
+            shutil.rmtree(self._aside(step))
+
+    def _set_aside(self, step: int) -> None:
+        os.replace(self._folder / str(step), self._aside(step))
+
+    def _aside(self, step: int) -> pathlib.Path:
+        return self._folder / f".{step}.deleted.part"
 
 
 class BestCheckpoint(Checkpoints):

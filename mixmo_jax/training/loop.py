@@ -143,8 +143,10 @@ class Trainer:
             saved = devices.unreplicate(state)
             if stop():
                 step = (epoch - 1) * steps + len(begun.losses)
-                if outputs and step != outputs.checkpoints.latest_step:
-                    outputs.checkpoints.save(step, saved, begun)
+                if outputs:
+                    outputs.checkpoints.wait()  # for that of the epoch before, if it is this step
+                    if step != outputs.checkpoints.latest_step:
+                        outputs.checkpoints.save(step, saved, begun)
                 return saved, begun
             losses, seconds = begun
             begun = EpochProgress()
@@ -265,12 +267,22 @@ class Trainer:
         )
 
 
-def _check_sizes(trainer: Trainer) -> None:
-    """Raises `InputError` unless batch, images and numbers of steps fit together."""
-    config, dataset = trainer.config, trainer.dataset
+def check_network(config: ml_collections.ConfigDict) -> None:
+    """Checks what needs no dataset, which may take long to load.
+
+    Raises:
+      InputError: if the batch does not fit the devices, or the network's description is not valid.
+    """
+    create_model(config.model, num_classes=1)
     count = jax.device_count()
     if config.batch_size % count:
         raise invalid("batch_size", config.batch_size, f"a multiple of the {count} devices")
+
+
+def _check_sizes(trainer: Trainer) -> None:
+    """Raises `InputError` unless batch, images and numbers of steps fit together."""
+    config, dataset = trainer.config, trainer.dataset
+    check_network(config)
     if not trainer.steps_per_epoch:
         most = len(dataset.train) * config.batch_repetitions
         raise invalid("batch_size", config.batch_size, f"at most {most} with this dataset")

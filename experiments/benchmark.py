@@ -11,7 +11,6 @@ against linear mixing. For a TPU that is not there, see tpu_estimate.py.
 import argparse
 import functools
 import itertools
-import pathlib
 import sys
 import tempfile
 import time
@@ -26,9 +25,9 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from mixmo_jax import config as config_lib
 from mixmo_jax import devices
-from mixmo_jax.commands import run_command
+from mixmo_jax.commands import parse_with_fields, run_command
 from mixmo_jax.datasets import Dataset, Split
-from mixmo_jax.files import write_json
+from mixmo_jax.files import expand, write_json
 from mixmo_jax.inference.model import Model
 from mixmo_jax.inference.network import Network
 from mixmo_jax.input_pipeline.augment import normalize
@@ -66,11 +65,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", default="cifar100:cut_mixmo+cutmix", help="%(default)s")
-    parser.add_argument("--output", type=pathlib.Path, help="JSON file for all numbers")
+    parser.add_argument("--output", type=expand, help="JSON file for all numbers")
     parser.add_argument("--turns", type=int, default=7, help="%(default)s by default")
     parser.add_argument("--seconds", type=float, default=3.0, help="of a turn, %(default)s each")
     parser.add_argument("--blocks", action="store_true", help="measure the mixing blocks instead")
-    arguments, overrides = parser.parse_known_args()
+    arguments, overrides = parse_with_fields(parser)
     _, config = config_lib.parse(arguments.config, overrides)
     chosen = measure_blocks if arguments.blocks else measure
     report = chosen(config, arguments.turns, arguments.seconds)

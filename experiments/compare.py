@@ -17,17 +17,26 @@ It writes table.md, runs.csv, results.json and accuracy.png to --output.
 
 import argparse
 import csv
+import io
 import pathlib
 import sys
 
 import plot_accuracy
 from launch import run_here, write_slurm
-from scores import COLUMNS, format_table, read_entry, read_recorded, split_name, summarize
+from scores import (
+    COLUMNS,
+    corruptions_name,
+    format_table,
+    read_entry,
+    read_recorded,
+    split_name,
+    summarize,
+)
 from variants import Comparison, Run, Variant, parse_seeds, parse_variant
 
-from mixmo_jax.commands import run_command
+from mixmo_jax.commands import parse_with_fields, run_command
 from mixmo_jax.errors import InputError
-from mixmo_jax.files import write_json, write_text
+from mixmo_jax.files import expand, write_json, write_text
 
 _LAUNCHERS = ("here", "slurm")
 
@@ -55,7 +64,7 @@ def main() -> None:
         help="score the last epoch on the validation split instead of the test split",
     )
     add_arguments(parser, seeds="5", output="runs/compare")
-    arguments, overrides = parser.parse_known_args()
+    arguments, overrides = parse_with_fields(parser)
     variants = [Variant(method, method) for method in arguments.methods.split(",") if method]
     variants += map(parse_variant, arguments.variant)
     comparison = Comparison(
@@ -73,10 +82,10 @@ def main() -> None:
 def add_arguments(parser: argparse.ArgumentParser, *, seeds: str, output: str) -> None:
     """Adds what all comparisons have in common, with these defaults."""
     parser.add_argument("--seeds", default=seeds, help="their number, or 0,1,4; %(default)s")
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path(output), help=output)
+    parser.add_argument("--output", type=expand, default=pathlib.Path(output), help=output)
     parser.add_argument(
         "--corruptions",
-        type=pathlib.Path,
+        type=expand,
         metavar="DIR",
         help="also evaluate every run on corrupted images in the layout of CIFAR-10-C",
     )
@@ -86,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, seeds: str, output: str) -
     parser.add_argument("--dry_run", action="store_true", help="list the runs and their cost")
     parser.add_argument(
         "--estimate",
-        type=pathlib.Path,
+        type=expand,
         metavar="FILE",
         help="for --dry_run: the JSON of benchmark.py or tpu_estimate.py; else it is measured here",
     )
@@ -111,8 +120,8 @@ def execute(comparisons: list[Comparison], arguments: argparse.Namespace) -> Non
             missing += missing_runs(comparison)
         print(Estimate(arguments.estimate).table(runs, missing))
         return
-    for comparison in comparisons:
-        missing = missing_runs(comparison)
+    all_missing = [missing_runs(comparison) for comparison in comparisons]  # nothing is wrong
+    for comparison, missing in zip(comparisons, all_missing, strict=True):
         if not arguments.table_only:
             comparison.output.mkdir(parents=True, exist_ok=True)
             if arguments.launcher == "slurm":
@@ -160,7 +169,8 @@ def _covers(entry: dict | None, comparison: Comparison, seeds: list[int]) -> boo
     """Whether a recorded entry has what is asked for."""
     if entry is None or entry.get("seeds", [entry["seed"]]) != seeds:
         return False
-    return comparison.corruptions is None or entry["corrupted (%)"] is not None
+    # Ensembles are not evaluated on corrupted images.
+    return comparison.corruptions is None or len(seeds) > 1 or entry["corrupted (%)"] is not None
 
 
 def tabulate(comparison: Comparison) -> dict[str, object] | None:
@@ -186,6 +196,7 @@ def tabulate(comparison: Comparison) -> dict[str, object] | None:
         "config": comparison.config,
         "overrides": comparison.overrides,
         "scored": split_name(comparison),
+        "corruptions": corruptions_name(comparison),
         "seeds": comparison.seeds,
         "rows": rows,
         "runs": list({**recorded, **compared}.values()),  # also of other seeds or methods
@@ -193,10 +204,11 @@ def tabulate(comparison: Comparison) -> dict[str, object] | None:
     table = format_table(rows)
     write_json(output / "results.json", results)
     write_text(output / "table.md", table + "\n")
-    with (output / "runs.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["label", "seed", *COLUMNS], extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(compared.values())
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["label", "seed", *COLUMNS], extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(compared.values())
+    write_text(output / "runs.csv", text.getvalue())
     plot_accuracy.draw(rows).savefig(output / "accuracy.png", dpi=150)
     print(f"\n{table}\n\nin {output}: table.md, runs.csv, results.json, accuracy.png")
     if missing:

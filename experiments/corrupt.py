@@ -21,7 +21,7 @@ from corruption_registry import CORRUPTIONS
 
 from mixmo_jax import config as config_lib
 from mixmo_jax import datasets
-from mixmo_jax.commands import run_command
+from mixmo_jax.commands import parse_with_fields, run_command
 from mixmo_jax.datasets import Split
 from mixmo_jax.errors import InputError, invalid, unknown
 from mixmo_jax.evaluation.corruptions import SEVERITIES
@@ -42,7 +42,7 @@ def main() -> None:
         "--corruptions", metavar="A,B,…", help=f"all by default: {', '.join(CORRUPTIONS)}"
     )
     parser.add_argument("--seed", type=int, default=0, help="%(default)s by default")
-    arguments, overrides = parser.parse_known_args()
+    arguments, overrides = parse_with_fields(parser)
     if arguments.seed < 0:
         raise invalid("seed", arguments.seed, "at least 0")
     dataset = config_lib.parse(arguments.config, overrides)[1].dataset

@@ -1,13 +1,12 @@
 """Draws an image with every corruption at every severity.
 
-    python experiments/corruption_gallery.py --config=cifar100 [--index=0] [--output=FILE.png]
+    python experiments/corruption_gallery.py --config=cifar100 --output=corruptions.png [--index=1]
 
 The image is one of the dataset's test images.
 """
 
 import argparse
 import io
-import pathlib
 import sys
 
 import numpy as np
@@ -17,12 +16,11 @@ from PIL import Image
 
 from mixmo_jax import config as config_lib
 from mixmo_jax import datasets
-from mixmo_jax.commands import run_command
+from mixmo_jax.commands import parse_with_fields, run_command
 from mixmo_jax.errors import invalid
 from mixmo_jax.evaluation.corruptions import SEVERITIES
-from mixmo_jax.files import writing
+from mixmo_jax.files import expand, writing
 
-OUTPUT = pathlib.Path(__file__).parents[1] / "docs" / "figures" / "corruptions.png"
 INCHES = 0.72  # of an image
 
 
@@ -32,8 +30,8 @@ def main() -> None:
     )
     parser.add_argument("--config", default="digits", help="%(default)s by default")
     parser.add_argument("--index", type=int, default=0, help="of the image, %(default)s by default")
-    parser.add_argument("--output", type=pathlib.Path, default=OUTPUT, help="%(default)s")
-    arguments, overrides = parser.parse_known_args()
+    parser.add_argument("--output", type=expand, required=True, metavar="FILE.png")
+    arguments, overrides = parse_with_fields(parser)
     images = datasets.load(config_lib.parse(arguments.config, overrides)[1].dataset).test.images
     if not 0 <= arguments.index < len(images):
         raise invalid("index", arguments.index, f"0 to {len(images) - 1}")

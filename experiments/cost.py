@@ -114,4 +114,4 @@ def num_images(config: ml_collections.ConfigDict) -> int:
     if config.dataset.name not in DATASETS:
         known = ", ".join(DATASETS)
         raise InputError(f"dataset.name={config.dataset.name!r}: the cost is known for {known}")
-    return DATASETS[config.dataset.name][0]
+    return config.dataset.num_train_images or DATASETS[config.dataset.name][0]

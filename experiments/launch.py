@@ -60,17 +60,28 @@ def _run(command: list[str], folder: pathlib.Path, bar: tqdm.tqdm, before: int) 
     """Runs a command to its end; what it prints goes to a file beside the folder."""
     log = folder.with_name(f"{folder.name}.log")
     with log.open("ab") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        # In a group of its own, as Ctrl-C would reach it twice: from the terminal, and from here. A
+        # second signal ends a run without saving its step.
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+        )
+    signum = signal.SIGINT
     try:
         while process.poll() is None:
             time.sleep(0.5)
             if (folder / METRICS).exists():
                 bar.update(before + len(read_metrics(folder)) - bar.n)
-    except KeyboardInterrupt as error:  # the run saves its step
-        process.send_signal(getattr(error, "signum", signal.SIGINT))
-        process.wait()
-        message = "stopped; the same command goes on"
-        raise Interrupted(message, getattr(error, "signum", signal.SIGINT)) from None
+    except KeyboardInterrupt as error:
+        signum = getattr(error, "signum", signum)
+        raise Interrupted("stopped; the same command goes on", signum) from None
+    finally:
+        if process.poll() is None:
+            process.send_signal(signum)
+            process.wait()  # the run saves its step
     if process.returncode:
         *_, last = log.read_text(errors="replace").splitlines() or [""]
         raise InputError(f"{folder}: the run ended with status {process.returncode}: {last}")

@@ -1,6 +1,6 @@
 """Draws every mixing block of the registry, for two, three and four roles and several ratios.
 
-    python experiments/mask_gallery.py [--output=FILE.png]
+    python experiments/mask_gallery.py --output=mixing_blocks.png
 
 Rows are blocks, columns the ratio of role 0; the other roles have equal parts of the rest. The
 color is that of the role, or its mixture. Of masks that vary over the map and over the channels the
@@ -8,18 +8,20 @@ first channel is drawn; of those that vary over the channels only, the channels 
 """
 
 import argparse
-import pathlib
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import plot_style
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from mixmo_jax.commands import run_command
+from mixmo_jax.files import expand
 from mixmo_jax.mixing import MASKS
 
-OUTPUT = pathlib.Path(__file__).parents[1] / "docs" / "figures" / "mixing_blocks.png"
 SHAPE = (32, 32, 16)  # the encoders' output of a Wide ResNet on CIFAR
 RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of role 0
 NUM_ROLES = (2, 3, 4)
@@ -31,11 +33,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=pathlib.Path, default=OUTPUT, help="%(default)s")
-    output = parser.parse_args().output
-    figure = draw_gallery()
-    figure.savefig(output, dpi=100, pil_kwargs={"optimize": True})
-    print(output)
+    parser.add_argument("--output", type=expand, required=True, metavar="FILE")
+    plot_style.save(draw_gallery(), parser.parse_args().output, dpi=100)
 
 
 def draw_gallery() -> Figure:
@@ -88,4 +87,4 @@ def color_of(masks: jax.Array) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -3,6 +3,7 @@
 python experiments/plot_accuracy.py runs/compare
 """
 
+import pathlib
 import sys
 
 import numpy as np
@@ -17,9 +18,16 @@ def main() -> None:
     arguments = plot_style.parse(__doc__, "RESULTS", "accuracy.png")
     if len(arguments.inputs) != 1:
         raise InputError("RESULTS: expected one file or folder; a picture has one table")
-    (path,) = arguments.inputs
-    rows = read_json(path / "results.json" if path.is_dir() else path)["rows"]
-    plot_style.save(draw(rows), arguments.output)
+    plot_style.save(draw(read_rows(*arguments.inputs)), arguments.output)
+
+
+def read_rows(path: pathlib.Path) -> list[dict]:
+    """The rows of a table, from results.json or its folder."""
+    file = path / "results.json" if path.is_dir() else path
+    rows = read_json(file).get("rows")
+    if not isinstance(rows, list):
+        raise InputError(f"{file}: expected the results of a comparison")
+    return rows
 
 
 def draw(rows: list[dict]) -> plot_style.Figure:

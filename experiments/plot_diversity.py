@@ -30,11 +30,18 @@ def draw(entries: list[dict], measure: str) -> plot_style.Figure:
     groups = {}
     for entry in entries:
         value = entry.get(measure)
-        if value is not None and np.isfinite(float(value)):
+        if value is not None:
             row = (float(value), entry["accuracy (%)"], entry["members (%)"])
             groups.setdefault(entry["label"], []).append(row)
+    # A ratio error is infinite where the members have no error in common: without these runs, which
+    # are the best ones, the mean accuracy of the others would be too low.
+    groups = {label: rows for label, rows in groups.items() if np.isfinite(rows).all()}
     if not groups:
-        raise InputError(f"{measure}: no run has it; expected runs with several members")
+        other = next(name for name in _MEASURES if name != measure)
+        raise InputError(
+            f"{measure}: expected runs with several members, finite for all runs of a method; "
+            f'else --measure="{other}"'
+        )
     figure = plot_style.create()
     axes = figure.subplots()
     labels, styles = [], plot_style.styles(groups)

@@ -50,7 +50,9 @@ def draw_panel(axes: Axes, folders: list[pathlib.Path]) -> None:
         shown = total >= _LEAST * total.sum()
         weights = counts[:, shown] / total[shown]
         x, y = (weights * confidence[:, shown]).sum(0), (weights * accuracy[:, shown]).sum(0)
-        deviation = np.sqrt((weights * (accuracy[:, shown] - y) ** 2).sum(0))
+        # Unbiased for equal weights: n - 1 for n runs.
+        bias = np.maximum(1 - (weights**2).sum(0), 1e-9)
+        deviation = np.sqrt((weights * (accuracy[:, shown] - y) ** 2).sum(0) / bias)
         axes.errorbar(x, y, deviation, color=color, lw=1, elinewidth=0.8, capsize=2)
         area = 8 + 120 * total[shown] / total.sum()
         axes.scatter(x, y, area, color=color, zorder=3, clip_on=False)

@@ -205,8 +205,8 @@ def create_panels(titles: Iterable[str], xlabel: str, ylabel: str) -> tuple[Figu
     return figure, panels[: len(titles)]
 
 
-def save(figure: Figure, file: pathlib.Path) -> None:
+def save(figure: Figure, file: pathlib.Path, dpi: int = 150) -> None:
     """Writes a figure and says where; an unknown format is an `InputError`."""
     with writing(file, ValueError):
-        figure.savefig(file, dpi=150)
+        figure.savefig(file, dpi=dpi)
     print(file)

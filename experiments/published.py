@@ -37,6 +37,7 @@ _SAME = (
     "input_repetition",
     "label_smoothing",
     "dataset.name",
+    "dataset.num_train_images",
     "dataset.validation_fraction",
     "model.name",
     "model.depth",

@@ -63,8 +63,6 @@ def read_run(folder: pathlib.Path, validation: bool = False) -> dict:
     """The results of a finished run, with its speed and its scores on corrupted images."""
     results, epochs = read_json(folder / RESULTS), read_metrics(folder)
     if validation:
-        if "validation" not in epochs[-1]:
-            raise InputError(f"{folder}: no validation split; set dataset.validation_fraction")
         results = {"scores": epochs[-1]["validation"], "environment": results["environment"]}
     if (folder / CORRUPTIONS).exists():
         results["corruptions"] = read_json(folder / CORRUPTIONS)
@@ -97,7 +95,7 @@ def read_recorded(comparison: Comparison) -> list[dict]:
     """The runs that results.json of the output records.
 
     Raises:
-      InputError: if one that is compared was made with other fields, or scored on another split.
+      InputError: if one that is compared was made with other fields, or scored on other images.
     """
     file = comparison.output / "results.json"
     if not file.exists():
@@ -107,9 +105,14 @@ def read_recorded(comparison: Comparison) -> list[dict]:
     if results.get("scored") != scored:
         found = f"scored on the {results.get('scored')} split (now {scored})"
         raise InputError(f"{file}: {found}; choose another --output")
-    entries = [
-        entry for entry in results["runs"] if "fields" in entry
-    ]  # others are of an older form
+    # Entries without fields are of an older form.
+    entries = [entry for entry in results["runs"] if "fields" in entry]
+    corruptions = corruptions_name(comparison)
+    if any(entry.get("corrupted (%)") is not None for entry in entries):
+        found = results.get("corruptions") or corruptions
+        if found != corruptions:
+            made = f"corruptions={found} (now {corruptions})"
+            raise InputError(f"{file}: made with {made}; choose another --output")
     variants = {variant.label: variant for variant in comparison.variants}
     for entry in entries:
         if entry["label"] in variants:
@@ -125,6 +128,14 @@ def read_recorded(comparison: Comparison) -> list[dict]:
 def split_name(comparison: Comparison) -> str:
     """The split that is scored."""
     return "validation" if comparison.validation else "test"
+
+
+def corruptions_name(comparison: Comparison) -> str | None:
+    """The name of the folder of corrupted images: the one given, else the one recorded."""
+    if comparison.corruptions:
+        return comparison.corruptions.resolve().name
+    file = comparison.output / "results.json"
+    return read_json(file).get("corruptions") if file.exists() else None
 
 
 def _column(results: dict, path: str, factor: float) -> float | None:
@@ -181,7 +192,7 @@ def paired_p_value(values: np.ndarray, baseline: np.ndarray) -> float | None:
     """The p-value of a paired t-test: None for one pair, 1 if all pairs differ by the same."""
     if len(values) < 2:
         return None
-    if np.ptp(values - baseline) == 0:
+    if np.ptp(values - baseline) <= 1e-9 * np.abs(values).max():  # rounded, they differ by the same
         return 1.0
     return float(stats.ttest_rel(values, baseline).pvalue)
 

@@ -19,7 +19,7 @@ from compare import add_arguments, execute
 from variants import Comparison, Variant, merge, parse_numbers, parse_seeds, scaled
 
 from mixmo_jax import config as config_lib
-from mixmo_jax.commands import run_command
+from mixmo_jax.commands import parse_with_fields, run_command
 from mixmo_jax.configs.common import METHODS
 from mixmo_jax.errors import InputError, unknown
 from mixmo_jax.input_pipeline.batch import steps_per_epoch
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--images", default="", help="for few_images: one table for each number")
     parser.add_argument("--scale", type=float, default=1.0, help="of the training, %(default)s")
     add_arguments(parser, seeds="3", output="runs/studies")
-    arguments, overrides = parser.parse_known_args()
+    arguments, overrides = parse_with_fields(parser)
     execute(create_comparisons(arguments, overrides), arguments)
 
 

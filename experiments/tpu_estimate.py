@@ -15,7 +15,6 @@ import functools
 import importlib.util
 import math
 import os
-import pathlib
 import re
 import sys
 import time
@@ -37,7 +36,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mixmo_jax import config as config_lib
-from mixmo_jax.commands import run_command
+from mixmo_jax.commands import parse_with_fields, run_command
 from mixmo_jax.devices import AXIS
 from mixmo_jax.errors import InputError
 from mixmo_jax.files import write_json
@@ -69,16 +68,16 @@ def main() -> None:
     parser.add_argument("--chips", type=int, default=1, help="of the topology, %(default)s")
     parser.add_argument("--steps", type=int, default=100, help="of a call, %(default)s by default")
     parser.add_argument("--top", type=int, default=0, help="expensive operations to be listed")
-    parser.add_argument("--output", type=pathlib.Path, help="JSON file with all numbers")
-    parser.add_argument("--program", type=pathlib.Path, help="file for the compiled program")
-    arguments, overrides = parser.parse_known_args()
+    parser.add_argument("--output", type=expand, help="JSON file with all numbers")
+    parser.add_argument("--program", type=expand, help="file for the compiled program")
+    arguments, overrides = parse_with_fields(parser)
     if importlib.util.find_spec("libtpu") is None:
         raise InputError('the TPU compiler is missing: pip install -e ".[tpu]"')
-    overrides = [*overrides, "--config.model.dtype=bfloat16"]
-    config = config_lib.parse(arguments.config, overrides)[1]
+    config = config_lib.parse(arguments.config, ["--config.model.dtype=bfloat16", *overrides])[1]
+    chips = describe_chips(arguments.topology, arguments.chips)
     trainer = Trainer(config, random_dataset(config))
     start = time.perf_counter()
-    compiled = compile_training(trainer, arguments.topology, arguments.chips, arguments.steps)
+    compiled = compile_training(trainer, chips, arguments.steps)
     seconds = time.perf_counter() - start
     text = compiled.as_text()
     if arguments.program:
@@ -92,15 +91,35 @@ def main() -> None:
         write_json(arguments.output, report)
 
 
+def describe_chips(topology: str, count: int) -> list:
+    """The first chips of a TPU that is not there.
+
+    Args:
+      topology: The name of the TPU, such as "v5e:2x2".
+      count: The number of its chips that train.
+
+    Raises:
+      InputError: if there is no such TPU, its chips are not known here, or it has fewer.
+    """
+    if topology.partition(":")[0] not in CHIPS:
+        raise InputError(f"topology={topology}: expected one of {', '.join(CHIPS)}, as in v5e:2x2")
+    try:
+        chips = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise InputError(f"topology={topology}: {error}") from None
+    if not 0 < count <= len(chips):
+        raise InputError(f"chips={count}: expected 1 to {len(chips)}, as {topology} has")
+    return chips[:count]
+
+
 def compile_training(
-    trainer: Trainer, topology: str, chips: int, steps: int, *, flat: bool = True
+    trainer: Trainer, chips: list, steps: int, *, flat: bool = True
 ) -> jax.stages.Compiled:
     """Compiles a call of the training program for chips of a described TPU.
 
     Args:
       trainer: The trainer.
-      topology: The name of the TPU, such as "v5e:2x2".
-      chips: The number of its chips that train.
+      chips: The chips that train, see `describe_chips`.
       steps: The number of steps of the call.
       flat: Whether the dataset is [N, H * W * C], as it is, or [N, H, W, C].
     """
@@ -109,8 +128,7 @@ def compile_training(
         lambda resident, _, plan: gather(*resident, *planned_indices(plan), shape)
     )
     call = make_call_fn(step, trainer.plan_fn)
-    described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-    mesh = Mesh(np.array(described.devices[:chips]), (AXIS,))
+    mesh = Mesh(np.array(chips), (AXIS,))
     placed = functools.partial(jax.ShapeDtypeStruct, sharding=NamedSharding(mesh, P()))
     mapped = jax.shard_map(
         lambda state, resident, order: call(state, resident, None, order, steps),

@@ -11,6 +11,7 @@ import ml_collections
 from mixmo_jax import config as config_lib
 from mixmo_jax.configs import common
 from mixmo_jax.errors import InputError, shown
+from mixmo_jax.evaluation.corruptions import read_labels
 from mixmo_jax.files import jsonable
 from mixmo_jax.runs.metric_writer import RESULTS
 from mixmo_jax.runs.workdir import CONFIG, CORRUPTIONS, NEUTRAL_FIELDS, read_config
@@ -86,6 +87,7 @@ class Comparison(NamedTuple):
       overrides: The `--config.FIELD=VALUE` flags of all rows.
       validation: Whether the last epoch is scored on the validation split, not the test split.
       corruptions: A folder of corrupted images, on which every run is evaluated; None for none.
+      own_split: Whether the seed also chooses the images that are set apart from training.
     """
 
     config: str
@@ -95,6 +97,7 @@ class Comparison(NamedTuple):
     overrides: list[str]
     validation: bool = False
     corruptions: pathlib.Path | None = None
+    own_split: bool = False
 
     def run(self, variant: Variant, seed: int) -> Run:
         """The run of a variant with a seed.
@@ -108,6 +111,9 @@ class Comparison(NamedTuple):
         config = _parse(spec, tuple(flags)).copy_and_resolve_references()
         config.seed = seed
         flags = merge(flags, (f"seed={seed}",))
+        if self.own_split:
+            config.dataset.split_seed = seed
+            flags = merge(flags, (f"dataset.split_seed={seed}",))
         if (folder / CONFIG).exists():
             check_same(folder, identity(read_config(folder)), identity(config))
         main = [sys.executable, "-m", "mixmo_jax.main"]
@@ -122,7 +128,8 @@ class Comparison(NamedTuple):
         """Checks the rows and seeds.
 
         Raises:
-          InputError: if there are none, or two rows would share a name or a folder.
+          InputError: if there are none, two rows would share a name or a folder, or a field is set
+            that follows from the seed; if what the rows are scored on is missing.
         """
         if not self.variants or not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise InputError("methods, seeds: expected one or more, each of them once")
@@ -133,11 +140,26 @@ class Comparison(NamedTuple):
                 both = f"{names[name]!r} and {variant.label!r}"
                 raise InputError(f"labels {both}: expected labels that differ as folders, {name}")
             names[name] = variant.label
+        flags = [f"--config.{field}=" for v in self.variants for field in v.fields]
+        fields = {
+            flag.partition("=")[0].removeprefix("--config.") for flag in self.overrides + flags
+        }
+        for field in ("seed", *["dataset.split_seed"] * self.own_split):
+            if field in fields:
+                raise InputError(f"{field}: cannot be set here; it follows from --seeds")
+        if self.corruptions:
+            read_labels(self.corruptions)  # which fails now and not after hours
         most = max(v.networks for v in self.variants)
         if len(self.seeds) < most:
             raise InputError(f"seeds: {len(self.seeds)}, expected at least {most} for an ensemble")
         if self.validation and most > 1:
             raise InputError("validation: ensembles of runs are scored on the test split only")
+        for variant in self.variants:
+            dataset = self.run(variant, self.seeds[0]).config.dataset
+            if self.validation and not dataset.validation_fraction:
+                raise InputError(
+                    f"{variant.label}: no validation split; set dataset.validation_fraction"
+                )
 
 
 def parse_variant(text: str) -> Variant:

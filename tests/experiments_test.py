@@ -5,10 +5,13 @@ import json
 import os
 import pathlib
 import shlex
+import signal
 import subprocess
+import sys
 
 import compare
 import cost
+import harm
 import launch
 import numpy as np
 import plot_accuracy
@@ -27,6 +30,7 @@ from scipy import stats
 from variants import Comparison, Variant
 
 from mixmo_jax import config as config_lib
+from mixmo_jax.commands import parse_with_fields
 from mixmo_jax.configs import common
 from mixmo_jax.errors import InputError
 from mixmo_jax.evaluation import metrics
@@ -70,6 +74,15 @@ def comparison_of(output, methods=FOUND, seeds=(0, 1, 2), overrides=ONE_EPOCH, *
 
 
 @pytest.fixture
+def corrupted(tmp_path):
+    """A folder of corrupted images, as far as the scripts look at it."""
+    folder = tmp_path / "my images"
+    folder.mkdir()
+    np.save(folder / "labels.npy", np.arange(10))
+    return folder
+
+
+@pytest.fixture
 def finished(tmp_path):
     """A comparison, all runs of which are finished."""
     comparison = comparison_of(tmp_path / "out")
@@ -100,7 +113,7 @@ def test_comparison_of_finished_runs(finished, capsys):
     assert results["runs"][0]["fields"]["num_epochs"] == 1
 
 
-def test_recorded_runs_count_as_done_on_another_machine(finished, tmp_path, capsys):
+def test_recorded_runs_count_as_done_on_another_machine(finished, corrupted, tmp_path):
     before = compare.tabulate(finished)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -115,8 +128,7 @@ def test_recorded_runs_count_as_done_on_another_machine(finished, tmp_path, caps
     compare.tabulate(comparison_of(elsewhere, ["vanilla"], [0]))
     assert compare.missing_runs(comparison) == []
     # Corrupted images were not scored.
-    corrupted = comparison._replace(corruptions=pathlib.Path("C"))
-    assert len(compare.missing_runs(corrupted)) == 9
+    assert len(compare.missing_runs(comparison._replace(corruptions=corrupted))) == 9
 
 
 def test_output_of_other_fields_is_refused_in_one_line(finished):
@@ -161,6 +173,14 @@ def test_numbers_that_no_run_has(tmp_path):
     assert scores._mean_and_deviation([1.0, np.inf]) == (np.inf, None)
 
 
+def test_differences_that_are_equal_but_for_rounding():
+    baseline = np.array([340, 341, 344]) / 360 * 100
+    values = np.array([341, 342, 345]) / 360 * 100
+    assert np.ptp(values - baseline) > 0
+    assert scores.paired_p_value(values, baseline) == 1
+    assert scores.paired_p_value(values, baseline + np.array([0, 0, 0.1])) < 0.05
+
+
 def test_holm_corrects_in_order():
     assert scores.holm([]) == []
     np.testing.assert_allclose(scores.holm([0.04, 0.01, 0.5]), [0.08, 0.03, 0.5])
@@ -199,12 +219,91 @@ def test_rows_that_cannot_be_told_apart(tmp_path, rows, seeds, message):
         compare.list_runs(Comparison("digits", rows, seeds, tmp_path, []))
 
 
+def test_what_is_wrong_is_said_before_the_first_run(corrupted, tmp_path):
+    rows = [Variant("vanilla", "vanilla"), Variant("mine", "mimo", ("seed=3",))]
+    comparison = Comparison("digits", rows[:1], [0], tmp_path, [], corruptions=corrupted)
+    for change, message in [
+        ({"corruptions": tmp_path / "no"}, "corruptions=.*no: no such folder"),
+        ({"corruptions": tmp_path}, r"labels\.npy: cannot be read"),
+        ({"validation": True}, "vanilla: no validation split; set dataset.validation_fraction"),
+        ({"overrides": ["--config.seed=7"]}, "seed: cannot be set here"),
+        ({"variants": rows}, "seed: cannot be set here"),
+        (
+            {"overrides": ["--config.dataset.split_seed=7"], "own_split": True},
+            "split_seed: cannot be set here",
+        ),
+    ]:
+        with pytest.raises(InputError, match=message):
+            compare.list_runs(comparison._replace(**change))
+
+
+def test_nothing_is_trained_if_a_later_table_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(compare, "run_here", lambda missing: pytest.fail("trained"))
+    given = {"output": tmp_path, "widths": "1,0", "dry_run": False, "launcher": "here"}
+    arguments = arguments_of("few_images", **given, table_only=False)
+    with pytest.raises(InputError, match=r"model\.width=0"):
+        compare.execute(studies.create_comparisons(arguments, []), arguments)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--seed=3", "--seed=3: no such flag; did you mean --seeds"),
+        ("--ouput=x", "did you mean --output"),
+        ("--lr=3", "did you mean --config.optimizer.learning_rate"),
+        ("x", "x: no such flag"),
+    ],
+)
+def test_mistyped_flags_of_scripts(flag, message):
+    parser = argparse.ArgumentParser()
+    compare.add_arguments(parser, seeds="5", output="runs")
+    with pytest.raises(InputError, match=message):
+        parse_with_fields(parser, [flag])
+    given, fields = parse_with_fields(parser, ["--output=~/x", "--config.seed", "3"])
+    assert given.output == pathlib.Path.home() / "x"
+    assert fields == ["--config.seed=3"]
+
+
+# A run in place of the real one: it saves when it is asked to stop.
+RUN = """
+import pathlib, sys, time
+from mixmo_jax.runs.signals import StopSignals
+with StopSignals() as signals:
+    pathlib.Path(sys.argv[1], "started").touch()
+    while not signals.requested():
+        time.sleep(0.01)
+    time.sleep(0.5)
+    pathlib.Path(sys.argv[1], "saved").touch()
+"""
+COMPARE = """
+import pathlib, sys, tqdm
+sys.path.insert(0, sys.argv[1])
+import launch
+from mixmo_jax.commands import run_command
+folder = pathlib.Path(sys.argv[2])
+command = [sys.executable, "-c", sys.argv[3], str(folder)]
+sys.exit(run_command(lambda: launch._run(command, folder, tqdm.tqdm(disable=True), 0)))
+"""
+
+
+def test_interrupted_comparison_lets_the_run_save(tmp_path):
+    """Ctrl-C in a terminal is a signal to all processes of the group."""
+    command = [sys.executable, "-c", COMPARE, str(EXPERIMENTS), str(tmp_path), RUN]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    harm.wait_until(lambda: (tmp_path / "started").exists(), process)
+    os.killpg(process.pid, signal.SIGINT)
+    error = process.communicate(timeout=60)[1]
+    assert (process.returncode, error) == (130, "stopped; the same command goes on\n")
+    assert (tmp_path / "saved").exists()
+
+
 def test_published_numbers_stand_beside_the_papers_configs_only():
     for spec, overrides, networks, expected in [
         ("cifar100:cut_mixmo", [], 1, (85.52, 85.59)),
         ("cifar10:mimo", [], 1, (96.71,)),
         ("cifar100:cut_mixmo", ["--config.model.width=2"], 1, None),
         ("cifar100:cut_mixmo", ["--config.num_epochs=15"], 1, None),
+        ("cifar100:cut_mixmo", ["--config.dataset.num_train_images=10000"], 1, None),
         ("cifar100:cut_mixmo", ["--config.mixmo.block=cow"], 1, None),
         ("cifar100:cut_mixmo", [], 3, None),
         ("cifar100:cut_mixmo+cutmix", [], 3, (86.81,)),
@@ -360,22 +459,27 @@ def test_ensembles_are_made_of_the_runs_of_the_seeds(tmp_path):
         comparison._replace(seeds=[0, 1]).check()
 
 
-def test_corrupted_images_are_a_step_of_their_own(tmp_path):
-    comparison = comparison_of(tmp_path, ["vanilla"], [0], corruptions=pathlib.Path("C"))
+def test_corrupted_images_are_a_step_of_their_own(corrupted, tmp_path):
+    comparison = comparison_of(tmp_path, ["vanilla"], [0], corruptions=corrupted)
     (run,) = compare.missing_runs(comparison)
     assert [c[3].partition("=")[0] for c in run.missing] == ["--config", "--mode"]
     write_run(run, 0.9)
     assert run.missing == [run.steps[1][1]]
-    assert run.missing[0][-1] == "--corruptions=C"
+    assert run.missing[0][-1] == f"--corruptions={corrupted}"
     severities = {"mean": {"accuracy": 0.4}}
     (run.folder / "corruptions.json").write_text(json.dumps({"mean": severities}))
     assert compare.missing_runs(comparison) == []
     (row,) = compare.tabulate(comparison)["rows"]
     assert row["corrupted (%)"] == (pytest.approx(40), None)
+    # They stay recorded by the name of their folder; numbers of other images are not mixed in.
+    assert compare.tabulate(comparison._replace(corruptions=None))["corruptions"] == "my images"
+    other = corrupted.rename(tmp_path / "others")
+    with pytest.raises(InputError, match=r"made with corruptions=my images \(now others\)"):
+        compare.missing_runs(comparison._replace(corruptions=other))
 
 
-def test_job_array_starts_what_would_run_here(finished, monkeypatch, tmp_path):
-    more = finished._replace(seeds=[0, 1, 2, 3], corruptions=pathlib.Path("my images"))
+def test_job_array_starts_what_would_run_here(finished, corrupted, monkeypatch):
+    more = finished._replace(seeds=[0, 1, 2, 3], corruptions=corrupted)
     missing, started = compare.missing_runs(more), []
     monkeypatch.setattr(launch, "_run", lambda command, *_: started.append(command))
     launch.run_here(missing)
@@ -455,6 +559,8 @@ def test_cycles_of_a_loop_count_as_often_as_it_runs(monkeypatch):
     monkeypatch.setattr(os, "environ", {**os.environ})  # the import changes it
     import tpu_estimate
 
+    with pytest.raises(InputError, match="topology=v6e:2x2: expected one of v4, v5e, v5p"):
+        tpu_estimate.describe_chips("v6e:2x2", 1)
     assert tpu_estimate.operation_cycles(PROGRAM) == {"%f": 3, "step/add": 700, "gamma": 5}
 
 
@@ -467,6 +573,8 @@ def test_cost_follows_steps_and_flops(tmp_path):
     estimate = cost.Estimate(file)
     steps = 3 * (1437 // 32)
     assert cost.num_steps(measured) == steps
+    fewer = config_lib.parse("digits", ["--config.dataset.num_train_images=200"])[1]
+    assert cost.num_images(fewer) == 200
     assert estimate.hours(measured) == pytest.approx(steps * 32 / 100 / 3600)
     _, two = config_lib.parse("digits:cut_mixmo", fields)  # two encoders and heads, b = 4
     flops = cost.flops_of_position(two) / cost.flops_of_position(measured)
@@ -493,9 +601,9 @@ def test_cost_measured_here_is_measured_once(monkeypatch):
     assert len(asked) == 1
 
 
-def test_plots_of_runs_and_results(tmp_path):
+def test_plots_of_runs_and_results(corrupted, tmp_path):
     comparison = comparison_of(
-        tmp_path / "out", ["vanilla", "cut_mixmo"], [0, 1], corruptions=tmp_path
+        tmp_path / "out", ["vanilla", "cut_mixmo"], [0, 1], corruptions=corrupted
     )
     runs = compare.list_runs(comparison)
     for run in runs:
@@ -522,8 +630,12 @@ def test_plots_of_runs_and_results(tmp_path):
     assert 90.5 in [line.get_ydata()[0] for line in width.lines]
     curves = [line.get_ydata() for line in corruptions.lines if len(line.get_ydata()) == 6]
     np.testing.assert_allclose(curves[-1], [90.5, *[40] * 5])
-    with pytest.raises(InputError, match="no run has it"):
-        plot_diversity.draw([e for e in entries if e["label"] == "vanilla"], "ratio error")
+    # No mean over the runs only that have a finite ratio error.
+    entries[-1]["ratio error"] = np.inf
+    with pytest.raises(InputError, match='else --measure="disagreement'):
+        plot_diversity.draw(entries, "ratio error")
+    with pytest.raises(InputError, match="expected the results of a comparison"):
+        plot_accuracy.read_rows(runs[0].folder)
     with pytest.raises(InputError, match=r"x\.y: cannot be written: Format 'y' is not supported"):
         plot_style.save(figures["width"], tmp_path / "x.y")
     with pytest.raises(InputError, match="expected the folder of a finished run"):

@@ -21,7 +21,8 @@ def main(name: str, layout: str) -> None:
     overrides = [f"--config.model.{field}" for field in fields]
     _, config = config_lib.parse(f"{name}:cut_mixmo+cutmix", overrides)
     trainer = Trainer(config, random_dataset(config))
-    compiled = tpu_estimate.compile_training(trainer, "v5e:2x2", 1, 1, flat=layout == "flat")
+    chips = tpu_estimate.describe_chips("v5e:2x2", 1)
+    compiled = tpu_estimate.compile_training(trainer, chips, 1, flat=layout == "flat")
     print(tpu_estimate.dataset_copies(compiled.as_text(), len(trainer.dataset.train)))
 
 

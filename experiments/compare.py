@@ -120,7 +120,8 @@ def execute(comparisons: list[Comparison], arguments: argparse.Namespace) -> Non
             missing += missing_runs(comparison)
         print(Estimate(arguments.estimate).table(runs, missing))
         return
-    all_missing = [missing_runs(comparison) for comparison in comparisons]  # nothing is wrong
+    # What is wrong with a later table is said before the runs of the first one.
+    all_missing = [missing_runs(comparison) for comparison in comparisons]
     for comparison, missing in zip(comparisons, all_missing, strict=True):
         if not arguments.table_only:
             comparison.output.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ made from; a folder with other images, such as the published ones, is left alone
 """
 
 import argparse
+import os
 import pathlib
 import sys
 import zlib
@@ -128,7 +129,7 @@ def _counted(blocks, bar):
 
 def _write_array(file, shape, dtype, blocks):
     """Writes an array in blocks of its rows; the file appears when it is complete."""
-    part = file.with_name(f".{file.name}.part")
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")  # others may write to the folder, too
     header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
     with writing(file):
         try:

@@ -63,6 +63,8 @@ def read_run(folder: pathlib.Path, validation: bool = False) -> dict:
     """The results of a finished run, with its speed and its scores on corrupted images."""
     results, epochs = read_json(folder / RESULTS), read_metrics(folder)
     if validation:
+        if "validation" not in epochs[-1]:
+            raise InputError(f"{folder}: no validation split; set dataset.validation_fraction")
         results = {"scores": epochs[-1]["validation"], "environment": results["environment"]}
     if (folder / CORRUPTIONS).exists():
         results["corruptions"] = read_json(folder / CORRUPTIONS)

@@ -17,6 +17,9 @@ from mixmo_jax.runs.metric_writer import RESULTS
 from mixmo_jax.runs.workdir import CONFIG, CORRUPTIONS, NEUTRAL_FIELDS, read_config
 from mixmo_jax.schema import flatten, from_json_value
 
+# Datasets that have no validation split of their own. Of others it is known when they are loaded.
+_WITHOUT_VALIDATION = ("digits", "cifar10", "cifar100", "tiny_imagenet")
+
 
 class Variant(NamedTuple):
     """A row of the table.
@@ -140,10 +143,8 @@ class Comparison(NamedTuple):
                 both = f"{names[name]!r} and {variant.label!r}"
                 raise InputError(f"labels {both}: expected labels that differ as folders, {name}")
             names[name] = variant.label
-        flags = [f"--config.{field}=" for v in self.variants for field in v.fields]
-        fields = {
-            flag.partition("=")[0].removeprefix("--config.") for flag in self.overrides + flags
-        }
+        flags = [*self.overrides, *(field for v in self.variants for field in v.fields)]
+        fields = [flag.partition("=")[0].removeprefix("--config.") for flag in flags]
         for field in ("seed", *["dataset.split_seed"] * self.own_split):
             if field in fields:
                 raise InputError(f"{field}: cannot be set here; it follows from --seeds")
@@ -154,12 +155,11 @@ class Comparison(NamedTuple):
             raise InputError(f"seeds: {len(self.seeds)}, expected at least {most} for an ensemble")
         if self.validation and most > 1:
             raise InputError("validation: ensembles of runs are scored on the test split only")
-        for variant in self.variants:
+        for variant in self.variants if self.validation else ():
             dataset = self.run(variant, self.seeds[0]).config.dataset
-            if self.validation and not dataset.validation_fraction:
-                raise InputError(
-                    f"{variant.label}: no validation split; set dataset.validation_fraction"
-                )
+            if dataset.name in _WITHOUT_VALIDATION and not dataset.validation_fraction:
+                allowed = "set dataset.validation_fraction"
+                raise InputError(f"{variant.label}: no validation split; {allowed}")
 
 
 def parse_variant(text: str) -> Variant:

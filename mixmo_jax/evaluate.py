@@ -103,7 +103,7 @@ def evaluate_ensemble(
     dataset = _load_dataset(folders[0], workdir.read_config(folders[0], overrides))
     for folder in folders[1:]:
         workdir.warn_of_other_test_images(folder, dataset.test)
-    if not _same_validation_split(model):  # some of the images others were trained on
+    if not _same_validation_split(folders):  # some of the images others were trained on
         dataset = dataset.replace(validation=None)
     title = f"ensemble of {len(folders)} runs, {model.num_members} members"
     of = f"{len(dataset.test):,} test images"
@@ -207,10 +207,10 @@ def _import_variables(
     return evaluate_run(folder, dataset=dataset)
 
 
-def _same_validation_split(model: Model) -> bool:
+def _same_validation_split(folders: Sequence[pathlib.Path]) -> bool:
     """Whether the runs of an ensemble have set the same images apart."""
-    fields = [network.config.dataset for network in model.networks]
-    return len({(config.validation_fraction, config.split_seed) for config in fields}) == 1
+    digests = {workdir.read_dataset_info(folder)["validation_digest"] for folder in folders}
+    return len(digests) == 1 and None not in digests
 
 
 def _load_dataset(folder: pathlib.Path, config: ml_collections.ConfigDict) -> Dataset:

@@ -118,9 +118,13 @@ def _find(paths):
 
 
 def _find_in(folder):
-    """Returns the images in a folder; says which are none, such as links that lead nowhere."""
+    """Returns the images in a folder, without hidden files and folders.
+
+    It says which are none, such as links that lead nowhere.
+    """
     with reading(folder, RecursionError):
         found = [f for f in folder.rglob("*") if f.name.lower().endswith(ENDINGS)]
+    found = [f for f in found if not any(p[0] == "." for p in f.relative_to(folder).parts)]
     for file in found:
         if not file.is_file() and not file.is_dir():
             warn(f"{file}: not a file; ignored")

@@ -117,6 +117,9 @@ def test_hidden_files_of_an_archive_are_not_seen(tmp_path, form):
         else:
             with tarfile.open(path, "a") as archive:
                 archive.addfile(tarfile.TarInfo(name))
+    if form == "a.zip":
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("__MACOSX/", "")  # many name the folders, too
     assert read_all(path) == FILES
     assert archives.Files(path).subfolders() == ["data"]
 

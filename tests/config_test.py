@@ -190,6 +190,13 @@ def test_broken_config_files(tmp_path, code, message):
     assert "\n" not in str(error.value)
 
 
+def test_what_the_code_of_a_config_raises_is_not_about_its_file(tmp_path):
+    (tmp_path / "mine.py").write_text("open('missing.txt')")
+    with pytest.raises(FileNotFoundError) as error:
+        config_lib.parse(str(tmp_path / "mine.py"))
+    assert error.value.filename == "missing.txt"
+
+
 @pytest.mark.parametrize("text", ["", "[1]", "{}", '{"seed": "x"}'])
 def test_broken_json(text):
     with pytest.raises(InputError):

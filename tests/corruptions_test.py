@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import mixmo_jax
-from mixmo_jax import datasets
+from mixmo_jax import datasets, evaluate
 from mixmo_jax.errors import InputError
 from mixmo_jax.evaluation import metrics
 from mixmo_jax.evaluation.corruptions import score_corruptions
@@ -216,6 +216,16 @@ def test_command_line_scores_an_ensemble(copies, test_split, capsys):
     for name in ("accuracy", "accuracy member3", "brier", "tace", "auroc", "disagreement"):
         assert f"  {name} " in output
     assert (copies[0] / RESULTS).read_text() == before
+
+
+def test_images_that_a_run_was_trained_on_do_not_calibrate_an_ensemble(copies):
+    assert not evaluate._same_validation_split(copies)  # there are none
+    for folder, digest in zip(copies, ("a", "b"), strict=True):
+        facts = json.loads((folder / workdir.DATASET).read_text())
+        (folder / workdir.DATASET).write_text(json.dumps({**facts, "validation_digest": digest}))
+    assert not evaluate._same_validation_split(copies)
+    (copies[1] / workdir.DATASET).write_bytes((copies[0] / workdir.DATASET).read_bytes())
+    assert evaluate._same_validation_split(copies)
 
 
 def test_an_ensemble_of_runs_with_other_test_images_is_warned_of(copies, capsys):

@@ -350,8 +350,7 @@ def test_importing_is_cheap():
 def test_validation_needs_images_to_spare(config, source):
     splits, names = datasets.digits.load(config)
     first = [int(np.flatnonzero(splits["train"].labels == k)[0]) for k in range(10)]
-    train = Split(splits["train"].images[first], splits["train"].labels[first])
-    source({**splits, "train": train}, names)
+    source({**splits, "train": splits["train"].subset(np.array(first))}, names)
     config.validation_fraction = 0.2
     with pytest.raises(InputError, match="validation: no class has a training image to spare"):
         datasets.load(config)

@@ -236,6 +236,8 @@ def test_ratio_error_without_common_errors():
     assert metrics.ratio_error(np.array([[1, 0], [0, 1], [1, 1]], bool)) == np.inf
     assert np.isnan(metrics.ratio_error(np.ones((4, 2), bool)))
     assert metrics.ratio_error(np.zeros((4, 2), bool)) == 0
+    # A pair without errors does not count beside others.
+    assert metrics.ratio_error(np.array([[1, 1, 0], [1, 1, 0]], bool)) == np.inf
 
 
 def test_disagreement_is_the_mean_over_pairs():

@@ -1,6 +1,7 @@
 """Predicting image files on the command line."""
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -13,6 +14,8 @@ from PIL import Image
 
 import mixmo_jax
 from mixmo_jax import datasets, predict
+from mixmo_jax.errors import InputError
+from mixmo_jax.inference.model import Model
 
 COUNT = 12
 
@@ -131,6 +134,27 @@ def test_files_and_folders_in_the_order_given(run, folder, finished_run):
     files = [folder / "04.png", folder / "inner", folder / "00.png"]
     rows = json.loads(run(f"--workdir={finished_run}", "--format=json", *files))
     assert numbers(rows) == [4, 1, 3, 5, 7, 9, 11, 0]
+
+
+def test_hidden_files_of_a_folder_are_not_seen(run, folder, finished_run):
+    """Such as those that macOS adds."""
+    arguments = (f"--workdir={finished_run}", folder, "--format=csv")
+    before = run(*arguments)
+    (folder / "._a.png").write_text("x")
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "b.png").write_text("x")
+    assert run(*arguments) == before
+
+
+@pytest.mark.parametrize("field", ["max_image_pixels", "max_file_bytes"])
+def test_images_may_be_as_large_as_in_training(finished_run, folder, field):
+    model = mixmo_jax.load(finished_run)
+    config = model.config.copy_and_resolve_references().unlock()
+    config.dataset[field] = 10
+    limited = Model([dataclasses.replace(model.networks[0], config=config)])
+    with pytest.raises(InputError, match=r"more than dataset\.max_image_pixels=10|at most 10"):
+        limited.read(folder / "00.png")
+    assert model.read(folder / "00.png").shape == (1, 8, 8, 1)
 
 
 def test_color_becomes_gray_for_a_gray_network(run, tmp_path, images, finished_run):

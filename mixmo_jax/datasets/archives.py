@@ -54,9 +54,11 @@ class Files:
                     entries, self._read = archive_formats.open_zip(path, max_bytes)
                 else:
                     entries, self._read = archive_formats.open_tar(path, max_bytes, wanted)
-        # Folders end in "/".
+        # Folders end in "/". A Mac adds one of its own to archives.
         self._entries = [
-            e for e in dict.fromkeys(entries) if e[:1] not in ("", ".") and "/." not in e
+            e
+            for e in dict.fromkeys(entries)
+            if e[:1] not in ("", ".") and "/." not in e and e.split("/")[0] != "__MACOSX"
         ]
         self.names = [entry for entry in self._entries if not entry.endswith("/")]
         self._known = frozenset(self.names)

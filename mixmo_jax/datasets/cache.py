@@ -5,16 +5,19 @@ import hashlib
 import json
 import os
 import pathlib
+import secrets
 import shutil
+import sys
 from collections.abc import Callable
 
 import numpy as np
 
 from mixmo_jax.errors import InputError
-from mixmo_jax.files import ARRAY_DAMAGE, map_array, read_text
+from mixmo_jax.files import ARRAY_DAMAGE, lock_file, map_array, read_text
 
 _META = "meta.json"
 _FORMAT = 3  # to be raised when what is written changes
+_BLOCK = 1 << 24
 
 
 class Arrays:
@@ -35,7 +38,12 @@ class Arrays:
         array = np.lib.format.open_memmap(file, "w+", dtype, shape)
         # Reserved at once: writing to a mapped file on a full disk would kill the process.
         with file.open("r+b") as handle:
-            os.posix_fallocate(handle.fileno(), 0, file.stat().st_size)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(handle.fileno(), 0, file.stat().st_size)
+            else:  # macOS
+                handle.seek(array.offset)
+                for start in range(0, array.nbytes, _BLOCK):
+                    handle.write(bytes(min(_BLOCK, array.nbytes - start)))
         self._open.append((file, array))
         return array
 
@@ -55,6 +63,8 @@ def load(
 ) -> tuple[dict[str, np.ndarray], dict]:
     """Returns the cached arrays of a source, after building them if they are not there.
 
+    Of several processes that need them one builds them; the others wait for it.
+
     Args:
       folder: The folder of the caches.
       name: The name of this cache.
@@ -72,13 +82,12 @@ def load(
     cached = _open(final, source)
     if cached is None:
         try:
-            _build(final, source, build)
+            return _build_alone(final, source, build)
         except OSError as error:
             raise InputError(
                 f"{final}: cannot keep the decoded images: {error.strerror or error}; "
                 "free some space or choose another folder with --config.dataset.cache_dir"
             ) from None
-        cached = _open(final, source)
     return cached
 
 
@@ -94,36 +103,50 @@ def _open(folder, source):
         return None
 
 
-def _build(final, source, build):
-    """Builds in a folder beside the final one, which it becomes when all is written."""
+def _build_alone(final, source, build):
+    """Builds the arrays, unless another process just did; returns what `_open` does."""
     new = not final.parent.exists()
     final.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(final)
-    part = final.with_name(f".{final.name}.{os.getpid()}.part")
+    lock = final.with_name(f".{final.name}.lock")
+    try:
+        try:
+            descriptor, locked = lock_file(lock, wait=False)
+        except BlockingIOError:
+            print(f"{final}: another process decodes the images; waiting for it", file=sys.stderr)
+            descriptor, locked = lock_file(lock, wait=True)
+        try:
+            if (cached := _open(final, source)) is None:
+                if locked:  # nobody else is building: these are of processes that were killed
+                    for left in [*final.parent.glob(f".{final.name}.*.part*")]:
+                        shutil.rmtree(left, ignore_errors=True)
+                _build(final, source, build)
+                cached = _open(final, source)
+            return cached
+        finally:
+            lock.unlink(missing_ok=True)
+            os.close(descriptor)
+    finally:
+        if new:
+            with contextlib.suppress(OSError):
+                final.parent.rmdir()  # if it is empty
+
+
+def _build(final, source, build):
+    """Builds in a folder beside the final one, which it becomes when all is written."""
+    # The number of the process is not its own on other hosts and in other containers.
+    part = final.with_name(f".{final.name}.{secrets.token_hex(4)}.part")
+    old = part.with_name(f"{part.name}.old")
     part.mkdir()
     try:
         arrays = Arrays(part)
         build(arrays)
         arrays.finish(source)
         if final.exists():
-            final.rename(part.with_suffix(".old"))
+            final.rename(old)
         part.rename(final)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-        shutil.rmtree(part.with_suffix(".old"), ignore_errors=True)
-        if new:
-            with contextlib.suppress(OSError):
-                final.parent.rmdir()  # if it is empty
-
-
-def _remove_leftovers(final):
-    """Removes what killed processes have left."""
-    for part in final.parent.glob(f".{final.name}.*"):
-        pid = part.name.split(".")[-2]
-        # A process with the ID of this one is dead, too: in containers the IDs repeat.
-        dead = pid == str(os.getpid()) or not pathlib.Path(f"/proc/{pid}").exists()
-        if pid.isdigit() and dead:
-            shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def key(*parts: object) -> str:

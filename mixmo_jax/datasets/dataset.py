@@ -14,6 +14,7 @@ class Rows:
 
     Attributes:
       shape: The shape of the selection.
+      ndim: The number of its axes.
       dtype: The dtype of the array.
     """
 
@@ -26,6 +27,7 @@ class Rows:
         """
         self._array, self._rows = array, rows
         self.shape = (len(rows), *array.shape[1:])
+        self.ndim = array.ndim
         self.dtype = array.dtype
 
     def __len__(self) -> int:

@@ -1,8 +1,8 @@
 """Downloads that fail within seconds where there is no network."""
 
 import http.client
-import os
 import pathlib
+import secrets
 import threading
 import urllib.request
 
@@ -28,7 +28,7 @@ def download(url: str, file: pathlib.Path) -> None:
     response = _connect(url)
     length = response.headers.get("Content-Length") or ""
     size = int(length) if length.isdigit() else 0
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    part = file.with_name(f".{file.name}.{secrets.token_hex(4)}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

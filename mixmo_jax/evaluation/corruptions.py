@@ -32,7 +32,8 @@ def score_corruptions(
 
     Returns:
       For each corruption, and for "mean" over them, the metrics (see `metrics.ensemble_metrics`)
-      at the severities "1" to "5" and their "mean".
+      at the severities "1" to "5" and their "mean". A mean of numbers of which one is not finite is
+      not finite either (`ratio_error`, or `auroc` where all is right).
 
     Raises:
       InputError: if a file is missing or damaged, or has another shape or dtype.

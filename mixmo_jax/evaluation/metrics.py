@@ -207,14 +207,15 @@ def ratio_error(correct: np.ndarray) -> float:
       correct: [N, M] bool, whether each member is right.
 
     Returns:
-      The mean over the pairs, at least 0; infinite where no sample has both wrong (nan if there
-      are no errors at all).
+      The mean over the pairs that make errors, at least 0; infinite where one has no sample that
+      both have wrong, nan if there are no errors at all.
     """
     ratios = []
     for first, second in itertools.combinations(correct.T, 2):
         one, both = (first != second).sum(), (~first & ~second).sum()
-        ratios.append(one / both if both else (np.inf if one else np.nan))
-    return float(np.mean(ratios))
+        if one or both:
+            ratios.append(one / both if both else np.inf)
+    return float(np.mean(ratios)) if ratios else np.nan
 
 
 def disagreement(predictions: np.ndarray) -> float:

@@ -3,6 +3,7 @@
 Glossary: N images [H, W, C], M members, K classes.
 """
 
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -11,11 +12,11 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from mixmo_jax.datasets.decode import decode_images
+from mixmo_jax.datasets.decode import MAX_PIXELS, decode_images
 from mixmo_jax.errors import InputError, invalid
 from mixmo_jax.evaluation import calibration
 from mixmo_jax.evaluation.ensemble import ENSEMBLES, ensemble_log_probs
-from mixmo_jax.files import expand, read_bytes
+from mixmo_jax.files import MAX_BYTES, expand, read_bytes
 from mixmo_jax.inference.network import Network
 from mixmo_jax.input_pipeline.augment import normalize
 
@@ -103,7 +104,17 @@ class Model:
             files = [files]
         images = np.zeros((len(files), *self.image_shape), np.uint8)
         names = [str(expand(file)) for file in files]
-        decode_images(read_bytes, names, images, resize=True, where=pathlib.Path("images"))
+        max_bytes, max_pixels = MAX_BYTES, MAX_PIXELS
+        if (config := self.networks[0].config) is not None:  # what could be trained on
+            max_bytes, max_pixels = config.dataset.max_file_bytes, config.dataset.max_image_pixels
+        decode_images(
+            functools.partial(read_bytes, max_bytes=max_bytes),
+            names,
+            images,
+            resize=True,
+            where=pathlib.Path("images"),
+            max_pixels=max_pixels,
+        )
         return images
 
     def logits(self, images: np.ndarray, *, preprocess: bool = True) -> np.ndarray:

@@ -1,27 +1,23 @@
 """One process at a time in the folder of a run."""
 
 import contextlib
-import errno
 import os
 import pathlib
 import socket
 from collections.abc import Iterator
 
 from mixmo_jax.errors import InputError, warn
-from mixmo_jax.files import writing
+from mixmo_jax.files import lock_file, writing
 
 LOCK = ".lock"
-
-_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextlib.contextmanager
 def lock(folder: pathlib.Path) -> Iterator[None]:
-    """Keeps other processes from writing to the folder of a run.
+    """Keeps other processes from writing to the folder of a run, see `files.lock_file`.
 
-    The operating system drops the lock when the process ends, however it ends. It also holds
-    between hosts where the network file system supports locks (NFS from version 4); where there are
-    none, a warning says so. The folder is made if it is not there, and removed again if empty.
+    Where the file system has no locks, a warning says so. The folder is made if it is not there,
+    and removed again if empty.
 
     Args:
       folder: The folder of the run.
@@ -49,31 +45,16 @@ def lock(folder: pathlib.Path) -> Iterator[None]:
 
 def _acquire(folder: pathlib.Path) -> int:
     """Opens and locks the file; returns its descriptor."""
-    import fcntl  # not on Windows
-
-    while True:
-        file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(file, 200, 0).decode(errors="replace").strip() or "another process"
-            os.close(file)
-            raise InputError(f"workdir={folder}: in use by {holder}") from None
-        except OSError as error:
-            if error.errno not in _UNSUPPORTED:
-                os.close(file)
-                raise
-            warn(f"workdir={folder}: its file system has no locks; start no second process there")
-        if _is_current(file, folder):
-            break
-        os.close(file)  # its holder removed it in between
-    os.ftruncate(file, 0)
-    os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-    return file
-
-
-def _is_current(file: int, folder: pathlib.Path) -> bool:
+    file = folder / LOCK
     try:
-        return os.path.samestat(os.fstat(file), os.stat(folder / LOCK))
-    except FileNotFoundError:
-        return False
+        descriptor, locked = lock_file(file, wait=False)
+    except BlockingIOError:
+        holder = ""
+        with contextlib.suppress(OSError):
+            holder = file.read_text(errors="replace")[:200].strip()
+        raise InputError(f"workdir={folder}: in use by {holder or 'another process'}") from None
+    if not locked:
+        warn(f"workdir={folder}: its file system has no locks; start no second process there")
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    return descriptor

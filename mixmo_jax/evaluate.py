@@ -110,6 +110,7 @@ def evaluate_ensemble(
     results = {
         "runs": [str(folder.resolve()) for folder in folders],
         "epochs": [network.epoch for network in model.networks],
+        "training_digests": [workdir.training_digest(folder) for folder in folders],
         "environment": describe_environment(),
     }
     results.update(

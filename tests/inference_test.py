@@ -20,7 +20,7 @@ from mixmo_jax.evaluation.logits import make_logits_fn
 from mixmo_jax.inference.model import Model
 from mixmo_jax.models import create_model, preact_resnet, wide_resnet
 from mixmo_jax.runs import workdir
-from mixmo_jax.runs.metric_writer import RESULTS
+from mixmo_jax.runs.metric_writer import METRICS, RESULTS
 
 NETS = {
     "dev_wrn10_2_vanilla_c10": (wide_resnet, {"depth": 10, "width": 2, "num_classes": 10}),
@@ -217,6 +217,11 @@ def test_ensemble_predicts_what_its_evaluation_scored(run_copy, other_run, test_
     fitted = calibration.fit_temperature(logits, test_split.labels, other, ensemble.weights)
     assert mixmo_jax.load(folders, ensemble=other).temperature == pytest.approx(fitted)
     assert mixmo_jax.load([*folders, run_copy], ensemble=kind).temperature is None
+    trained_again = run_copy / METRICS
+    trained_again.write_bytes(trained_again.read_bytes().replace(b'"seconds": ', b'"seconds": 1'))
+    assert mixmo_jax.load(folders, ensemble=kind).temperature is None
+    edit(run_copy / workdir.ENSEMBLE, training_digests=None)  # of an older version
+    assert mixmo_jax.load(folders, ensemble=kind).temperature == ensemble.temperature
     edit(run_copy / workdir.ENSEMBLE, epochs=[1, 0])
     assert mixmo_jax.load(folders, ensemble=kind).temperature is None
     for damage in ({"runs": None}, {"runs": 5}, {"epochs": 3}, {"prediction_temperatures": "x"}):

@@ -145,7 +145,7 @@ def flags(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("ema", [False, True])
+@pytest.mark.parametrize("ema", [False, pytest.param(True, marks=pytest.mark.stress)])
 def test_a_run_is_made_of_a_checkpoint(tmp_path, flags, ema, reference, capsys):
     flags = [*flags, *["--config.optimizer.ema_decay=0.9"] * ema]
     np.savez(tmp_path / "net.npz", **reference.state_dict)

@@ -144,7 +144,9 @@ def _read_results(
     """
     name = RESULTS if len(folders) == 1 else workdir.ENSEMBLE
     epochs = [network.epoch for network in networks]
-    wanted = sorted(zip((str(folder.resolve()) for folder in folders), epochs, strict=True))
+    paths = [str(folder.resolve()) for folder in folders]
+    digests = [workdir.training_digest(folder) for folder in folders]
+    wanted = sorted(zip(paths, epochs, digests, strict=True))
     for file in [folder / name for folder in folders]:
         if not file.exists():
             continue
@@ -153,7 +155,10 @@ def _read_results(
             if len(folders) == 1:
                 same = results.get("epoch", epochs[0]) == epochs[0]
             else:
-                evaluated = zip(results.get("runs", []), results.get("epochs", []), strict=False)
+                runs, known = results.get("runs", []), dict(zip(paths, digests, strict=True))
+                # Those of older versions have no digests.
+                of_runs = results.get("training_digests") or [known.get(run, "") for run in runs]
+                evaluated = zip(runs, results.get("epochs", []), of_runs, strict=False)
                 same = sorted(evaluated) == wanted
             found = dict(results.get("prediction_temperatures", {}))
             if "temperature" in results:  # of runs of older versions, the only one

@@ -1,5 +1,6 @@
 """The folder of a run: its config and its dataset's description."""
 
+import hashlib
 import pathlib
 import shutil
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from mixmo_jax.files import (
     write_text,
     writing,
 )
-from mixmo_jax.runs.metric_writer import RESULTS
+from mixmo_jax.runs.metric_writer import METRICS, RESULTS
 
 CONFIG, DATASET = "config.json", "dataset.json"
 CHECKPOINTS, BEST = "checkpoints", "best_checkpoint"
@@ -147,6 +148,15 @@ def warn_of_other_test_images(folder: pathlib.Path, test: Split) -> None:
     if read_dataset_info(folder)["test_digest"] not in (None, test.digest()):
         reason = "it may have been trained on images that it is now tested on"
         warn(f"workdir={folder}: its run began with other test images: {reason}")
+
+
+def training_digest(folder: pathlib.Path) -> str:
+    """A digest of a run's metrics, times included: another run in the folder has another one."""
+    file = folder / METRICS
+    if not file.exists():  # of imported variables
+        return ""
+    with reading(file), file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_dataset_info(folder: pathlib.Path) -> dict:

@@ -82,10 +82,15 @@ def _ensembles(*methods: str) -> list[Variant]:
     return sorted(rows, key=lambda row: methods.index(row.method))
 
 
+def _unmix(label: str, *fields: str) -> Variant:
+    """A row of `few_images` with unmixing."""
+    return Variant(label, "cut_mixmo", (_B2, "mixmo.unmix=True", *fields), against=_LONGER)
+
+
 _PLAIN = Variant("vanilla", "vanilla")
 _B = METHODS["cut_mixmo"]["batch_repetitions"]
 _B2 = "batch_repetitions=2"
-_UNMIX = (_B2, "mixmo.unmix=True")
+_LONGER = "vanilla, epochs x 3"
 # For `few_images`: a tenth of the digits, and the rest to score the last epoch.
 _IMAGES = 145
 _FEW_IMAGES = (
@@ -125,14 +130,14 @@ STUDIES = {
         [
             _PLAIN,
             # With b = 2 the others take two to three times as many steps.
-            Variant("vanilla, epochs x 3", "vanilla", length=3),
-            Variant("mimo", "mimo", (_B2,)),
-            Variant("linear_mixmo", "linear_mixmo", (_B2,)),
-            Variant("cut_mixmo", "cut_mixmo", (_B2,)),
-            Variant("unmix", "cut_mixmo", _UNMIX),
-            Variant("unmix until 2/3", "cut_mixmo", (*_UNMIX, "mixmo.unmix_until=0.6666667")),
-            Variant("unmix normalized", "cut_mixmo", (*_UNMIX, "mixmo.unmix_normalize=True")),
-            Variant("unmix nearest", "cut_mixmo", (*_UNMIX, "mixmo.unmix_resize=nearest")),
+            Variant(_LONGER, "vanilla", length=3),
+            Variant("mimo", "mimo", (_B2,), against=_LONGER),
+            Variant("linear_mixmo", "linear_mixmo", (_B2,), against=_LONGER),
+            Variant("cut_mixmo", "cut_mixmo", (_B2,), against=_LONGER),
+            _unmix("unmix"),
+            _unmix("unmix until 2/3", "mixmo.unmix_until=0.6666667"),
+            _unmix("unmix normalized", "mixmo.unmix_normalize=True"),
+            _unmix("unmix nearest", "mixmo.unmix_resize=nearest"),
         ],
         overrides=_FEW_IMAGES,
     ),
@@ -191,6 +196,7 @@ def create_comparisons(arguments: argparse.Namespace, overrides: list[str]) -> l
                     chosen,
                     validation=few,
                     corruptions=arguments.corruptions,
+                    own_split=few,
                 )
             )
     return comparisons

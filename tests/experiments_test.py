@@ -386,6 +386,13 @@ def test_few_images_take_as_many_steps():
             assert last / config.num_epochs == pytest.approx(0.9, abs=0.1)
 
 
+def test_few_images_are_others_for_each_seed():
+    (comparison,) = studies.create_comparisons(arguments_of("few_images"), [])
+    run = comparison.run(comparison.variants[0], 2)
+    assert (run.config.seed, run.config.dataset.split_seed) == (2, 2)
+    assert "--config.dataset.split_seed=2" in run.steps[0][1]
+
+
 def test_a_table_for_each_width_and_number_of_images(monkeypatch):
     monkeypatch.setattr(studies, "_with_images", lambda variant, *_: variant)
     given = arguments_of("few_images", images="50,145", widths="1,2")

@@ -7,14 +7,15 @@ import socket
 from collections.abc import Iterator
 
 from mixmo_jax.errors import InputError, warn
-from mixmo_jax.files import lock_file, writing
+from mixmo_jax.file_lock import lock_file
+from mixmo_jax.files import writing
 
 LOCK = ".lock"
 
 
 @contextlib.contextmanager
 def lock(folder: pathlib.Path) -> Iterator[None]:
-    """Keeps other processes from writing to the folder of a run, see `files.lock_file`.
+    """Keeps other processes from writing to the folder of a run, see `file_lock.lock_file`.
 
     Where the file system has no locks, a warning says so. The folder is made if it is not there,
     and removed again if empty.

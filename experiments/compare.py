@@ -12,7 +12,7 @@ the folder of the run is gone: a comparison goes on from that file on another ma
 method is the baseline: the others are compared with it by a paired t-test over the seeds, corrected
 for the number of comparisons by Holm's method, and bold is only what differs with p < 0.05.
 
-It writes table.md, runs.csv, results.json and accuracy.png to --output.
+It writes table.md, table.csv, runs.csv, results.json and accuracy.png to --output.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from launch import run_here, write_slurm
 from scores import (
     COLUMNS,
     corruptions_name,
+    flat_rows,
     format_table,
     read_entry,
     read_recorded,
@@ -205,16 +206,23 @@ def tabulate(comparison: Comparison) -> dict[str, object] | None:
     table = format_table(rows)
     write_json(output / "results.json", results)
     write_text(output / "table.md", table + "\n")
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["label", "seed", *COLUMNS], extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(compared.values())
-    write_text(output / "runs.csv", text.getvalue())
+    names = ["label", "seed", *COLUMNS]
+    _write_csv(output / "runs.csv", [{k: e.get(k) for k in names} for e in compared.values()])
+    _write_csv(output / "table.csv", flat_rows(rows))
     plot_accuracy.draw(rows).savefig(output / "accuracy.png", dpi=150)
-    print(f"\n{table}\n\nin {output}: table.md, runs.csv, results.json, accuracy.png")
+    print(f"\n{table}\n\nin {output}: table.md, table.csv, runs.csv, results.json, accuracy.png")
     if missing:
         print(f"missing: {'; '.join(missing)}")
     return results
+
+
+def _write_csv(file: pathlib.Path, rows: list[dict]) -> None:
+    """Writes rows, all with the same columns."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(file, text.getvalue())
 
 
 if __name__ == "__main__":

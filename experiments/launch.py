@@ -1,18 +1,20 @@
 """Starts runs: here one after the other, or as a job array of SLURM."""
 
+import functools
 import os
 import pathlib
 import shlex
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 
 import tqdm
 from variants import Run
 
 from mixmo_jax.errors import InputError, Interrupted
 from mixmo_jax.files import write_text
-from mixmo_jax.runs.metric_writer import METRICS, read_metrics
+from mixmo_jax.runs.metric_writer import read_metrics
 
 # One task for each command; they stand inside, as SLURM keeps a copy of the script. `srun` passes
 # the SIGTERM on that comes before the time is over, and the run saves its step; the shell inside
@@ -44,20 +46,44 @@ exit "$status"
 
 
 def run_here(runs: list[Run]) -> None:
-    """Brings each run to its end, with a bar over the epochs of all."""
+    """Brings each run to its end, with a bar over all of them."""
     form = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-    total = sum(run.config.num_epochs for run in runs)
-    with tqdm.tqdm(total=total, bar_format=form, dynamic_ncols=True) as bar:
+    total = sum(map(_length, runs))
+    # The time left follows from the mean speed since the start, as runs differ in theirs.
+    kind = {"bar_format": form, "dynamic_ncols": True, "smoothing": 0}
+    with tqdm.tqdm(total=total, initial=sum(map(_done, runs)), **kind) as bar:
         for run in runs:
-            before = bar.n
+            others = bar.n - _done(run)
             bar.set_description_str(f"{run.label}, seed {run.config.seed}")
             for command in run.missing:
-                _run(command, run.folder, bar, before)
-            bar.update(before + run.config.num_epochs - bar.n)
+                _run(command, run.folder, functools.partial(_show, bar, others, run))
+            bar.update(others + _length(run) - bar.n)
 
 
-def _run(command: list[str], folder: pathlib.Path, bar: tqdm.tqdm, before: int) -> None:
-    """Runs a command to its end; what it prints goes to a file beside the folder."""
+def _show(bar: tqdm.tqdm, others: int, run: Run) -> None:
+    """Brings the bar to what is done of a run, beside that of the others."""
+    bar.update(others + _done(run) - bar.n)
+
+
+def _length(run: Run) -> int:
+    """How long a run is: its steps, but for the size of the data and of a batch."""
+    return run.config.num_epochs * run.config.batch_repetitions
+
+
+def _done(run: Run) -> int:
+    """As much of it as is done."""
+    epochs = min(len(read_metrics(run.folder)), run.config.num_epochs)
+    return epochs * run.config.batch_repetitions
+
+
+def _run(command: list[str], folder: pathlib.Path, report: Callable[[], object]) -> None:
+    """Runs a command to its end; what it prints goes to a file beside the folder.
+
+    Args:
+      command: The command.
+      folder: The folder of its run.
+      report: Is called while it runs, twice a second.
+    """
     log = folder.with_name(f"{folder.name}.log")
     with log.open("ab") as file:
         # In a group of its own, as Ctrl-C would reach it twice: from the terminal, and from here. A
@@ -73,8 +99,7 @@ def _run(command: list[str], folder: pathlib.Path, bar: tqdm.tqdm, before: int) 
     try:
         while process.poll() is None:
             time.sleep(0.5)
-            if (folder / METRICS).exists():
-                bar.update(before + len(read_metrics(folder)) - bar.n)
+            report()
     except KeyboardInterrupt as error:
         signum = getattr(error, "signum", signum)
         raise Interrupted("stopped; the same command goes on", signum) from None

@@ -1,6 +1,7 @@
 """The accuracies that the MixMo authors publish, in %, on their page and in arXiv 2103.06132."""
 
 from mixmo_jax.configs import cifar10, cifar100, tiny_imagenet
+from mixmo_jax.runs.workdir import NEUTRAL_FIELDS
 from mixmo_jax.schema import flatten
 
 # By method: CIFAR-100 and CIFAR-10, WRN-28-10. Two numbers are the ends of a range.
@@ -30,24 +31,18 @@ _CONFIGS = [
     (cifar10, 10, 1, _CIFAR, 1),
     *((tiny_imagenet, i + 1, 1, _TINY_IMAGENET, i) for i in range(3)),
 ]
-# What has to be as in the paper, by how the names of the fields begin.
-_SAME = (
-    "num_epochs",
-    "batch_repetitions",
-    "input_repetition",
-    "label_smoothing",
-    "dataset.name",
-    "dataset.num_train_images",
-    "dataset.validation_fraction",
-    "model.name",
-    "model.depth",
-    "model.num_members",
-    "mixmo.",
-    "msda.",
-    "augment.",
-    "optimizer.name",
-    "optimizer.schedule",
-)
+# What may differ from the paper: it changes no score of the last epoch, or only by rounding; the
+# method is a record, and the width is looked up.
+_FREE = {
+    *NEUTRAL_FIELDS,
+    "method",
+    "seed",
+    "model.dtype",
+    "model.width",
+    "dataset.split_seed",
+    "evaluation.every_epochs",
+    "optimizer.ema_decay",
+}
 
 
 def find(fields: dict[str, object], networks: int = 1) -> tuple[float, ...] | None:
@@ -60,7 +55,7 @@ def find(fields: dict[str, object], networks: int = 1) -> tuple[float, ...] | No
     method = fields["method"]
     for config, width, count, accuracies, column in _CONFIGS:
         paper = flatten(config.get_config(method))
-        same = all(fields[name] == paper[name] for name in paper if name.startswith(_SAME))
+        same = all(fields[name] == paper[name] for name in paper.keys() - _FREE)
         if same and fields["model.width"] == width and count == networks and method in accuracies:
             return accuracies[method][column]
     return None

@@ -1,6 +1,7 @@
 """Scores of finished runs and of ensembles of them, and the table and test of a comparison."""
 
 import pathlib
+import shlex
 
 import numpy as np
 import published
@@ -19,6 +20,7 @@ COLUMNS = {
     "accuracy (%)": ("scores/accuracy", 100, 2),
     "members (%)": ("scores/accuracy_members_mean", 100, 2),
     "NLL": ("scores/nll", 1, 4),
+    "NLL scaled": ("scaled_scores/nll", 1, 4),
     "ECE": ("scores/ece", 1, 4),
     "ECE scaled": ("scaled_scores/ece", 1, 4),
     "Brier": ("scores/brier", 1, 4),
@@ -28,7 +30,6 @@ COLUMNS = {
     "training (s)": ("training_seconds", 1, 0),
     "images/s": ("images_per_second", 1, 0),
 }
-_ENVIRONMENT = ("mixmo_jax", "commit", "jax", "device_kind", "device_count")
 _SIGNIFICANT = 0.05
 
 
@@ -48,13 +49,12 @@ def read_entry(comparison: Comparison, variant: Variant, seeds: list[int]) -> di
     if len(runs) > 1:
         whole = ensemble_results(folders, runs[0].config.evaluation.ensemble)
         whole["training_seconds"] = sum(result["training_seconds"] for result in results)
-    environment = results[0]["environment"]
     return {
         "label": variant.label,
         "seed": seeds[0],
         **({"seeds": seeds} if len(seeds) > 1 else {}),
         "fields": identity(runs[0].config),
-        "environment": {k: environment.get(k) for k in _ENVIRONMENT},
+        "environment": results[0]["environment"],
         **{name: _column(whole, *COLUMNS[name][:2]) for name in COLUMNS},
     }
 
@@ -160,7 +160,9 @@ def summarize(comparison: Comparison, entries: list[dict]) -> list[dict]:
     rows = []
     for variant in found:
         own = [entry for entry in entries if entry["label"] == variant.label]
-        row = {"label": variant.label, "n": len(own), "difference": None, "p": None}
+        command = shlex.join(comparison.command(variant))
+        row = {"label": variant.label, "n": len(own), "command": command}
+        row |= {"difference": None, "p": None}
         for name in COLUMNS:
             values = [entry[name] for entry in own if entry[name] is not None]
             if values:
@@ -227,6 +229,19 @@ def format_table(rows: list[dict]) -> str:
         cells.append("" if p is None else f"{p:.3f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def flat_rows(rows: list[dict]) -> list[dict]:
+    """The rows for a table of single numbers: "± COLUMN" is the deviation beside COLUMN."""
+    flat = []
+    for row in rows:
+        line = {name: row[name] for name in ("label", "n")}
+        for name in COLUMNS:
+            line[name], line[f"± {name}"] = row.get(name) or (None, None)
+        published = " – ".join(map(str, row["published"] or ()))
+        line |= {"published (%)": published, "difference": row["difference"], "p": row["p"]}
+        flat.append(line)
+    return flat
 
 
 def _format(value: tuple[float, float | None] | None, digits: int) -> str:

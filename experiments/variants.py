@@ -127,6 +127,15 @@ class Comparison(NamedTuple):
             steps += [(folder / CORRUPTIONS, [*evaluate, f"--corruptions={self.corruptions}"])]
         return Run(variant.runs_of or variant.label, folder, config, tuple(steps))
 
+    def command(self, variant: Variant) -> list[str]:
+        """The command that trains one seed of a variant, wherever the data are."""
+        flags = variant.flags(self.config, self.overrides)
+        names = [flag.partition("=")[0].removeprefix("--config.") for flag in flags]
+        kept = [f for f, name in zip(flags, names, strict=True) if name not in NEUTRAL_FIELDS]
+        seed = ["--config.dataset.split_seed=SEED"] * self.own_split + ["--config.seed=SEED"]
+        main = ["python", "-m", "mixmo_jax.main"]
+        return [*main, f"--config={self.config}:{variant.method}", *kept, *seed]
+
     def check(self) -> None:
         """Checks the rows and seeds.
 

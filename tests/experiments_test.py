@@ -1,6 +1,7 @@
 """The scripts that compare methods, without training."""
 
 import argparse
+import csv
 import json
 import os
 import pathlib
@@ -108,9 +109,17 @@ def test_comparison_of_finished_runs(finished, capsys):
     assert cutmix["p"] > 0.05
     assert "published" not in table
     assert len((output / "runs.csv").read_text().splitlines()) == 10
+    with (output / "table.csv").open() as file:
+        flat = list(csv.DictReader(file))
+    assert [row["label"] for row in flat] == list(FOUND)
+    assert float(flat[1]["± accuracy (%)"]) == pytest.approx(mimo["accuracy (%)"][1])
+    assert float(flat[1]["p"]) == mimo["p"]
+    assert flat[0]["p"] == flat[0]["corrupted (%)"] == ""
     assert (output / "accuracy.png").stat().st_size > 1000
     assert results["runs"][0]["environment"]["jax"] == "x"
     assert results["runs"][0]["fields"]["num_epochs"] == 1
+    train = "python -m mixmo_jax.main --config=digits:mimo --config.num_epochs=1"
+    assert mimo["command"] == f"{train} --config.seed=SEED"
 
 
 def test_recorded_runs_count_as_done_on_another_machine(finished, corrupted, tmp_path):
@@ -276,13 +285,13 @@ with StopSignals() as signals:
     pathlib.Path(sys.argv[1], "saved").touch()
 """
 COMPARE = """
-import pathlib, sys, tqdm
+import pathlib, sys
 sys.path.insert(0, sys.argv[1])
 import launch
 from mixmo_jax.commands import run_command
 folder = pathlib.Path(sys.argv[2])
 command = [sys.executable, "-c", sys.argv[3], str(folder)]
-sys.exit(run_command(lambda: launch._run(command, folder, tqdm.tqdm(disable=True), 0)))
+sys.exit(run_command(lambda: launch._run(command, folder, lambda: None)))
 """
 
 
@@ -297,6 +306,48 @@ def test_interrupted_comparison_lets_the_run_save(tmp_path):
     assert (tmp_path / "saved").exists()
 
 
+def test_bar_counts_what_was_done_before(finished, monkeypatch):
+    """An epoch counts as often as it repeats its images."""
+    more = finished._replace(seeds=[0, 3], overrides=["--config.num_epochs=4"])
+    runs = [more.run(variant, 3) for variant in more.variants]  # b = 1, 4, 1
+    write_run(runs[1], 0.9)
+    (runs[1].folder / "results.json").unlink()
+    file = runs[1].folder / "metrics.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:3]))
+
+    class Bar:
+        def __init__(self, *, total, initial, **_):
+            self.total, self.n, self.seen = total, initial, [initial]
+            bars.append(self)
+
+        def update(self, count):
+            self.n += count
+            self.seen.append(self.n)
+
+        def set_description_str(self, _):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    def train(command, folder, report):
+        report()
+        if folder == runs[1].folder:
+            file.write_text("".join(lines))
+            report()
+
+    bars = []
+    monkeypatch.setattr(launch.tqdm, "tqdm", Bar)
+    monkeypatch.setattr(launch, "_run", train)
+    launch.run_here(runs)
+    (bar,) = bars
+    assert (bar.total, bar.seen) == (24, [12, 12, 16, 16, 20, 20, 20, 24])
+
+
 def test_published_numbers_stand_beside_the_papers_configs_only():
     for spec, overrides, networks, expected in [
         ("cifar100:cut_mixmo", [], 1, (85.52, 85.59)),
@@ -305,6 +356,16 @@ def test_published_numbers_stand_beside_the_papers_configs_only():
         ("cifar100:cut_mixmo", ["--config.num_epochs=15"], 1, None),
         ("cifar100:cut_mixmo", ["--config.dataset.num_train_images=10000"], 1, None),
         ("cifar100:cut_mixmo", ["--config.mixmo.block=cow"], 1, None),
+        ("cifar100:cut_mixmo", ["--config.optimizer.learning_rate=0.2"], 1, None),
+        ("cifar100:cut_mixmo", ["--config.batch_size=128"], 1, None),
+        ("cifar100:cut_mixmo", ["--config.evaluation.ensemble=probabilities"], 1, None),
+        ("cifar100:vanilla", ["--config.dataset.flip=False"], 1, None),
+        (
+            "cifar100:vanilla",
+            ["--config.seed=3", "--config.evaluation.every_epochs=9"],
+            1,
+            (81.79,),
+        ),
         ("cifar100:cut_mixmo", [], 3, None),
         ("cifar100:cut_mixmo+cutmix", [], 3, (86.81,)),
         ("tiny_imagenet:cut_mixmo", ["--config.model.width=2"], 1, (69.12,)),

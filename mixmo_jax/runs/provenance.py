@@ -1,5 +1,6 @@
-"""What it takes to repeat a run: versions, commit, devices."""
+"""What it takes to repeat a run: versions, commit, hardware."""
 
+import os
 import pathlib
 import platform
 import subprocess
@@ -12,7 +13,11 @@ import mixmo_jax
 
 
 def describe_environment() -> dict[str, object]:
-    """Returns the versions, the commit if known, and the devices that compute here."""
+    """Returns the versions, the commit if known, the processor and the devices that compute here.
+
+    `cpu` is the model of the processor, None if it is not known; `cpu_count` the number of its
+    cores that this process may use.
+    """
     return {
         "mixmo_jax": mixmo_jax.__version__,
         "commit": _commit(),
@@ -20,9 +25,27 @@ def describe_environment() -> dict[str, object]:
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,
         "flax": flax.__version__,
+        "cpu": _processor(),
+        "cpu_count": _num_cores(),
         "device_kind": jax.devices()[0].device_kind,
         "device_count": jax.device_count(),
     }
+
+
+def _processor() -> str | None:
+    """The model of the processor, as the system calls it."""
+    info = pathlib.Path("/proc/cpuinfo")  # of Linux; on ARM it has no name
+    if info.exists():
+        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        if names:
+            return names[0].partition(":")[2].strip()
+    return platform.processor() or None
+
+
+def _num_cores() -> int | None:
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
 
 
 def _commit() -> str | None:

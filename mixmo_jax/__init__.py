@@ -1,4 +1,4 @@
-"""MixMo in JAX: an ensemble of subnetworks inside one network, at the price of one."""
+"""MixMo in JAX: an ensemble of subnetworks inside one network, at the cost of one at inference."""
 
 import importlib
 import importlib.metadata

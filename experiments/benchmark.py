@@ -252,6 +252,8 @@ def ready_batch(trainer: Trainer):
     batch = jax.jit(trainer.batch_fn)(raw, plan)
 
     def cut(array: jax.Array) -> jax.Array:
+        if not array.ndim:
+            return jnp.broadcast_to(array, count)
         members, size, *rest = array.shape
         return jnp.moveaxis(array.reshape(members, count, size // count, *rest), 1, 0)
 

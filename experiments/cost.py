@@ -68,7 +68,9 @@ class Estimate:
 
 def measure(config: ml_collections.ConfigDict) -> float:
     """Measures the positions of batches a second in training, on random images."""
-    work = training(small_trainer(config))
+    # As many steps in an epoch as one call to the device has at most, or as the data allow.
+    images = min(num_images(config), 100 * config.batch_size // config.batch_repetitions)
+    work = training(Trainer(config, random_dataset(config, max(images, config.batch_size))))
     work(0.01)  # compiles
     return work(_SECONDS)
 
@@ -95,7 +97,7 @@ def flops_of_position(config: ml_collections.ConfigDict) -> float:
 
 
 def small_trainer(config: ml_collections.ConfigDict) -> Trainer:
-    """A trainer with few random images of the right shape: a step costs the same."""
+    """A trainer with few random images of the right shape: a step has the same FLOPs."""
     return Trainer(config, random_dataset(config, 4 * config.batch_size))
 
 

@@ -14,8 +14,7 @@ import plot_style
 from mixmo_jax.commands import run_command
 from mixmo_jax.evaluation.corruptions import SEVERITIES
 from mixmo_jax.files import read_json, reading
-from mixmo_jax.runs.metric_writer import RESULTS
-from mixmo_jax.runs.workdir import CORRUPTIONS
+from mixmo_jax.runs.metric_writer import CORRUPTIONS, RESULTS
 
 
 def main() -> None:
@@ -40,7 +39,7 @@ def accuracies(folder: pathlib.Path) -> list[float]:
     """The accuracies in % of a run at the severities from 0."""
     clean, corrupted = read_json(folder / RESULTS), read_json(folder / CORRUPTIONS)
     with reading(folder / CORRUPTIONS, KeyError, TypeError):
-        scores = [corrupted["mean"][str(i)] for i in range(1, SEVERITIES + 1)]
+        scores = [corrupted["scores"]["mean"][str(i)] for i in range(1, SEVERITIES + 1)]
         return [100 * score["accuracy"] for score in (clean["scores"], *scores)]
 
 

@@ -18,7 +18,8 @@ from scores import read_logits
 from mixmo_jax.commands import run_command
 from mixmo_jax.evaluation import calibration
 from mixmo_jax.evaluation.ensemble import ensemble_log_probs
-from mixmo_jax.runs.workdir import read_config
+from mixmo_jax.files import read_json
+from mixmo_jax.runs.metric_writer import RESULTS
 
 _BINS = 10
 _LEAST = 0.01
@@ -65,7 +66,7 @@ def draw_panel(axes: Axes, folders: list[pathlib.Path]) -> None:
 def probabilities(folder: pathlib.Path) -> list[tuple[np.ndarray, np.ndarray]]:
     """Class probabilities and labels of a run's test images, before and after scaling."""
     logits, labels = read_logits(folder)
-    ensemble = read_config(folder).evaluation.ensemble
+    ensemble = read_json(folder / RESULTS).get("ensemble", "logits")
     scaled = np.array(logits, np.float64)
     halves, temperatures = calibration.cross_fit_temperatures(logits, labels, ensemble)
     for half, temperature in zip(halves, temperatures, strict=True):

@@ -6,13 +6,13 @@ import shlex
 import numpy as np
 import published
 from scipy import stats
-from variants import Comparison, Variant, check_same, identity
+from variants import Comparison, Variant, check_same, identity, is_scored
 
 from mixmo_jax.errors import InputError
 from mixmo_jax.evaluation import metrics
 from mixmo_jax.files import ARRAY_DAMAGE, read_json, reading
-from mixmo_jax.runs.metric_writer import RESULTS, read_metrics
-from mixmo_jax.runs.workdir import CORRUPTIONS, LOGITS
+from mixmo_jax.runs.metric_writer import CORRUPTIONS, RESULTS, read_metrics
+from mixmo_jax.runs.workdir import LOGITS
 from mixmo_jax.schema import flatten
 
 # Column: where it is, the factor to its unit, decimal places.
@@ -44,6 +44,10 @@ def read_entry(comparison: Comparison, variant: Variant, seeds: list[int]) -> di
     if any(run.missing for run in runs):
         return None
     results = [read_run(run.folder, comparison.validation) for run in runs]
+    name = corruptions_name(comparison)
+    for run, result in zip(runs, results, strict=True):
+        if name and is_scored(run.folder, run.config, name):
+            result["corruptions"] = read_json(run.folder / CORRUPTIONS)["scores"]
     folders = [run.folder for run in runs]
     whole = results[0]
     if len(runs) > 1:
@@ -60,14 +64,12 @@ def read_entry(comparison: Comparison, variant: Variant, seeds: list[int]) -> di
 
 
 def read_run(folder: pathlib.Path, validation: bool = False) -> dict:
-    """The results of a finished run, with its speed and its scores on corrupted images."""
+    """The results of a finished run, with its time and speed."""
     results, epochs = read_json(folder / RESULTS), read_metrics(folder)
     if validation:
         if "validation" not in epochs[-1]:
             raise InputError(f"{folder}: no validation split; set dataset.validation_fraction")
         results = {"scores": epochs[-1]["validation"], "environment": results["environment"]}
-    if (folder / CORRUPTIONS).exists():
-        results["corruptions"] = read_json(folder / CORRUPTIONS)
     results["training_seconds"] = sum(epoch["seconds"] for epoch in epochs)
     rates = [epoch["images_per_second"] for epoch in epochs]
     results["images_per_second"] = float(np.median(rates[1:] or rates))  # the first one compiles

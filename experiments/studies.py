@@ -152,6 +152,9 @@ def main() -> None:
     parser.add_argument("--config", help="digits by default, or that of the study's name")
     parser.add_argument("--widths", default="", help="separated by commas: one table for each")
     parser.add_argument("--images", default="", help="for few_images: one table for each number")
+    parser.add_argument(
+        "--row", action="append", metavar="LABEL", help="only this row; may be given several times"
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="of the training, %(default)s")
     add_arguments(parser, seeds="3", output="runs/studies")
     arguments, overrides = parse_with_fields(parser)
@@ -175,7 +178,12 @@ def create_comparisons(arguments: argparse.Namespace, overrides: list[str]) -> l
     if name == "robustness" and arguments.corruptions is None:
         raise InputError("corruptions: missing; expected a folder in the layout of CIFAR-10-C")
     config = arguments.config or study.config
-    variants = [v._replace(length=v.length * arguments.scale) for v in study.variants]
+    labels = [variant.label for variant in study.variants]
+    for label in arguments.row or ():
+        if label not in labels:
+            raise unknown("row", label, labels, where=f"--dry_run of {name}")
+    chosen = [v for v in study.variants if v.label in (arguments.row or labels)]
+    variants = [v._replace(length=v.length * arguments.scale) for v in chosen]
     overrides = merge(merge([], study.overrides) + overrides, ())
     comparisons = []
     for width in (arguments.widths or study.widths).split(","):
@@ -213,7 +221,10 @@ def _with_images(variant: Variant, config: str, overrides: list[str], images: in
     if not own or images >= total:
         least = -(-fields.batch_size // fields.batch_repetitions)
         raise InputError(f"images={images}: expected {least} to {total - 1}")
-    apart = f"dataset.validation_fraction={1 - images / total:.3f}"
+    fraction = round(1 - images / total, 3)
+    if abs(total * (1 - fraction) - images) > images / 50:  # of many images a few
+        fraction = 1 - images / total
+    apart = f"dataset.validation_fraction={fraction:g}"
     return variant._replace(
         fields=(*variant.fields, apart, *scaled(spec, flags, epochs=usual / own))
     )

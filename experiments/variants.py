@@ -4,6 +4,7 @@ import functools
 import pathlib
 import re
 import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
 import ml_collections
@@ -12,9 +13,9 @@ from mixmo_jax import config as config_lib
 from mixmo_jax.configs import common
 from mixmo_jax.errors import InputError, shown
 from mixmo_jax.evaluation.corruptions import read_labels
-from mixmo_jax.files import jsonable
-from mixmo_jax.runs.metric_writer import RESULTS
-from mixmo_jax.runs.workdir import CONFIG, CORRUPTIONS, NEUTRAL_FIELDS, read_config
+from mixmo_jax.files import jsonable, read_json
+from mixmo_jax.runs.metric_writer import CORRUPTIONS, RESULTS, read_metrics
+from mixmo_jax.runs.workdir import CONFIG, NEUTRAL_FIELDS, read_config
 from mixmo_jax.schema import flatten, from_json_value
 
 # Datasets that have no validation split of their own. Of others it is known when they are loaded.
@@ -65,18 +66,18 @@ class Run(NamedTuple):
       label: The row's.
       folder: Its folder.
       config: The checked config.
-      steps: The commands, each with the file that it leaves at its end.
+      steps: The commands, each with the question whether it has nothing left to do.
     """
 
     label: str
     folder: pathlib.Path
     config: ml_collections.ConfigDict
-    steps: tuple[tuple[pathlib.Path, list[str]], ...]
+    steps: tuple[tuple[Callable[[], bool], list[str]], ...]
 
     @property
     def missing(self) -> list[list[str]]:
         """The commands that are left."""
-        return [command for file, command in self.steps if not file.exists()]
+        return [command for is_done, command in self.steps if not is_done()]
 
 
 class Comparison(NamedTuple):
@@ -121,10 +122,14 @@ class Comparison(NamedTuple):
             check_same(folder, identity(read_config(folder)), identity(config))
         main = [sys.executable, "-m", "mixmo_jax.main"]
         train = [*main, f"--config={spec}", f"--workdir={folder}", *flags]
-        steps = [(folder / RESULTS, train)]
+        steps = [(functools.partial(is_trained, folder, config), train)]
         if self.corruptions:
             evaluate = [*main, "--mode=evaluate", f"--workdir={folder}"]
-            steps += [(folder / CORRUPTIONS, [*evaluate, f"--corruptions={self.corruptions}"])]
+            evaluate += [f"--corruptions={self.corruptions}"]
+            if self.config.endswith(".py"):  # what it registers is not in the folder
+                evaluate += [f"--plugin={self.config}"]
+            name = self.corruptions.resolve().name
+            steps += [(functools.partial(is_scored, folder, config, name), evaluate)]
         return Run(variant.runs_of or variant.label, folder, config, tuple(steps))
 
     def command(self, variant: Variant) -> list[str]:
@@ -159,6 +164,9 @@ class Comparison(NamedTuple):
                 raise InputError(f"{field}: cannot be set here; it follows from --seeds")
         if self.corruptions:
             read_labels(self.corruptions)  # which fails now and not after hours
+        for variant in self.variants:
+            if variant.against and variant.against not in (v.label for v in self.variants):
+                raise InputError(f"{variant.label}: tested against {variant.against!r}, not a row")
         most = max(v.networks for v in self.variants)
         if len(self.seeds) < most:
             raise InputError(f"seeds: {len(self.seeds)}, expected at least {most} for an ensemble")
@@ -169,6 +177,28 @@ class Comparison(NamedTuple):
             if dataset.name in _WITHOUT_VALIDATION and not dataset.validation_fraction:
                 allowed = "set dataset.validation_fraction"
                 raise InputError(f"{variant.label}: no validation split; {allowed}")
+
+
+def is_trained(folder: pathlib.Path, config: ml_collections.ConfigDict) -> bool:
+    """Whether a folder holds the results of the whole run, and of just this config.
+
+    `--mode=evaluate` can write others: of a run that is not finished, or with the members combined
+    in another way.
+    """
+    if not (folder / RESULTS).exists():
+        return False
+    epochs, ensemble = read_metrics(folder), config.evaluation.ensemble
+    finished = bool(epochs) and epochs[-1]["epoch"] == config.num_epochs
+    return finished and read_json(folder / RESULTS).get("ensemble", ensemble) == ensemble
+
+
+def is_scored(folder: pathlib.Path, config: ml_collections.ConfigDict, name: str) -> bool:
+    """Whether a run was evaluated, as its config says, on a folder of images of this name."""
+    if not (folder / CORRUPTIONS).exists():
+        return False
+    results = read_json(folder / CORRUPTIONS)
+    found = [results.get("images"), results.get("ensemble")]
+    return found == [name, config.evaluation.ensemble]
 
 
 def parse_variant(text: str) -> Variant:

@@ -21,19 +21,17 @@ DEFECTIVE_JAXLIB = ("0.10.2",)  # github.com/jax-ml/jax/issues/39103
 PLUGIN_HELP = "Python file that registers mask functions, networks or datasets of your own"
 
 
-def create_parser(name: str, description: str, **options) -> argparse.ArgumentParser:
+def create_parser(name: str, description: str) -> argparse.ArgumentParser:
     """Creates the parser of a module that is run as a command.
 
     Args:
       name: The name of the module, without the package.
       description: The module's docstring, shown as it is.
-      **options: The options of `argparse.ArgumentParser`.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m mixmo_jax.{name}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        **options,
     )
     parser.add_argument("--plugin", action="append", default=[], metavar="FILE", help=PLUGIN_HELP)
     return parser
@@ -98,14 +96,45 @@ def import_plugins(files: Sequence[str]) -> None:
         execute_module(path)
 
 
-def warn_if_uncalibrated(model, workdir: str) -> None:
-    """Warns if nothing was fitted for a loaded `Model`."""
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say which trained network, or ensemble, is loaded."""
+    from mixmo_jax.evaluation.ensemble import ENSEMBLES
+
+    parser.add_argument(
+        "--workdir", required=True, help="a finished run or pretrained network, or several: A,B,C"
+    )
+    parser.add_argument("--ensemble", choices=ENSEMBLES, help="default: as the run's config says")
+    parser.add_argument(
+        "--allow_unfinished",
+        action="store_true",
+        help="take the best or newest checkpoint of a run that is not finished",
+    )
+    parser.add_argument(
+        "--ema",
+        action="store_true",
+        help="take the moving average of the weights, see optimizer.ema_decay",
+    )
+
+
+def load_model(arguments: argparse.Namespace):
+    """Loads the `Model` that the flags name; warns if no temperature was fitted for it."""
+    from mixmo_jax.inference.loading import load  # Orbax takes time to import
+    from mixmo_jax.runs.workdir import split_paths
+
+    import_plugins(arguments.plugin)
+    model = load(
+        split_paths(arguments.workdir),
+        ensemble=arguments.ensemble,
+        allow_unfinished=arguments.allow_unfinished,
+        ema=arguments.ema,
+    )
     if model.temperature is None:
         warn(
-            f"no temperature was fitted for workdir={workdir}, probabilities are not calibrated: "
-            "python -m mixmo_jax.main --mode=evaluate --workdir=… fits one for runs, "
+            f"no temperature was fitted for workdir={arguments.workdir}, probabilities are not "
+            "calibrated: python -m mixmo_jax.main --mode=evaluate --workdir=… fits one for runs, "
             "Model.calibrate for any network"
         )
+    return model
 
 
 def run_command(command: Callable[[], None], interrupted: str = "interrupted") -> int:

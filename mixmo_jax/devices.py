@@ -62,6 +62,14 @@ def axis_positions() -> np.ndarray:
     return np.asarray(positions)
 
 
+def fetch_first(array: jax.Array) -> np.ndarray:
+    """Waits for an array with a leading axis of the devices; returns the first local one's part.
+
+    Unlike `array[0]` it starts no program, which would wait for all that were started since.
+    """
+    return np.asarray(array.addressable_shards[0].data)[0]
+
+
 def unreplicate(tree):
     """Returns the first device's copy of a tree that was replicated for pmap."""
     return jax.tree.map(lambda leaf: leaf[0], tree)

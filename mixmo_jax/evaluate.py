@@ -19,7 +19,7 @@ from mixmo_jax.input_pipeline.batch import steps_per_epoch
 from mixmo_jax.models import create_model
 from mixmo_jax.runs import plots, terminal, workdir
 from mixmo_jax.runs.lock import lock
-from mixmo_jax.runs.metric_writer import RESULTS, read_metrics, write_results
+from mixmo_jax.runs.metric_writer import CORRUPTIONS, RESULTS, read_metrics, write_results
 from mixmo_jax.runs.provenance import describe_environment
 from mixmo_jax.training.checkpoints import Checkpoints
 from mixmo_jax.training.optimizers import create_optimizer
@@ -145,14 +145,26 @@ def evaluate_corruptions(
 
     Returns:
       The metrics, see `corruptions.score_corruptions`.
+
+    Raises:
+      InputError: if there is no finished run in a folder, the runs do not fit together, or the
+        images are missing or damaged.
     """
     model = load(folders, ensemble=ensemble, allow_unfinished=allow_unfinished)
     scores = corruptions.score_corruptions(
         model.logits, images, model.image_shape, model.ensemble, model.weights
     )
     print(terminal.corruption_table(scores))
-    name = workdir.CORRUPTIONS if len(folders) == 1 else workdir.ENSEMBLE_CORRUPTIONS
-    write_json(folders[0] / name, scores)
+    name = CORRUPTIONS if len(folders) == 1 else workdir.ENSEMBLE_CORRUPTIONS
+    results = {
+        "images": images.resolve().name,
+        "runs": [str(folder.resolve()) for folder in folders],
+        "epochs": [network.epoch for network in model.networks],
+        "ensemble": model.ensemble,
+        "environment": describe_environment(),
+        "scores": scores,
+    }
+    write_json(folders[0] / name, results)
     print(f"  all results are in {folders[0] / name}")
     return scores
 

@@ -22,18 +22,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from mixmo_jax.commands import (
-    create_parser,
-    import_plugins,
-    run_command,
-    warn_if_uncalibrated,
-)
+from mixmo_jax.commands import add_model_flags, create_parser, load_model, run_command
 from mixmo_jax.errors import InputError
-from mixmo_jax.evaluation.ensemble import ENSEMBLES
 from mixmo_jax.files import expand, write_bytes, write_json
-from mixmo_jax.inference.loading import load
 from mixmo_jax.inference.model import Model
-from mixmo_jax.runs.workdir import split_paths
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -41,11 +33,8 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 def main(argv: Sequence[str]) -> int:
     """Runs a command line; returns its exit status, see `run_command`."""
     parser = create_parser("export", __doc__)
-    parser.add_argument(
-        "--workdir", required=True, help="a finished run or pretrained network, or several: A,B,C"
-    )
+    add_model_flags(parser)
     parser.add_argument("--output", required=True, type=pathlib.Path)
-    parser.add_argument("--ensemble", choices=ENSEMBLES, help="default: as the run's config says")
     parser.add_argument("--no_fold", action="store_true", help="keep the members apart")
     arguments = parser.parse_args(argv[1:])
     return run_command(lambda: _export(arguments))
@@ -62,9 +51,7 @@ def _export(arguments: argparse.Namespace) -> None:
     for file in (output, side):
         if file.exists() and not file.is_file():
             raise InputError(f"output={output}: {file} is not a file that could be replaced")
-    import_plugins(arguments.plugin)
-    model = load(split_paths(arguments.workdir), ensemble=arguments.ensemble)
-    warn_if_uncalibrated(model, arguments.workdir)
+    model = load_model(arguments)
     # Several runs have several cores, and averaged probabilities are not linear: neither folds.
     if len(model.networks) == 1 and not arguments.no_fold:
         if model.ensemble != "logits":

@@ -12,33 +12,17 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from mixmo_jax.commands import (
-    create_parser,
-    import_plugins,
-    run_command,
-    warn_if_uncalibrated,
-)
+from mixmo_jax.commands import add_model_flags, create_parser, load_model, run_command
 from mixmo_jax.datasets.decode import ENDINGS
 from mixmo_jax.errors import InputError, warn
-from mixmo_jax.evaluation.ensemble import ENSEMBLES
 from mixmo_jax.files import reading
-from mixmo_jax.inference.loading import load
 from mixmo_jax.inference.model import Model
-from mixmo_jax.runs.workdir import split_paths
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs a command line; returns its exit status, see `run_command`."""
     parser = create_parser("predict", __doc__)
-    parser.add_argument(
-        "--workdir", required=True, help="a finished run or pretrained network, or several: A,B,C"
-    )
-    parser.add_argument("--ensemble", choices=ENSEMBLES, help="default: as the run's config says")
-    parser.add_argument(
-        "--allow_unfinished",
-        action="store_true",
-        help="take the best or newest checkpoint of a run that is not finished",
-    )
+    add_model_flags(parser)
     parser.add_argument("--format", choices=["table", "csv", "json"], default="table")
     parser.add_argument("images", nargs="+", type=pathlib.Path, help="files or folders of images")
     arguments = parser.parse_args(argv[1:])
@@ -52,13 +36,7 @@ def run() -> None:
 
 def _predict(arguments: argparse.Namespace) -> None:
     files = _find(arguments.images)
-    import_plugins(arguments.plugin)
-    model = load(
-        split_paths(arguments.workdir),
-        ensemble=arguments.ensemble,
-        allow_unfinished=arguments.allow_unfinished,
-    )
-    warn_if_uncalibrated(model, arguments.workdir)
+    model = load_model(arguments)
     rows = predict_files(model, files)
     if arguments.format == "json":
         print(json.dumps(rows, indent=2, ensure_ascii=False))

@@ -184,7 +184,7 @@ def asked_of_all(question: Callable[[], bool], delay: int) -> Callable[[], bool]
         flags = np.full(jax.local_device_count(), question(), np.int32)
         pending.append(any_fn(devices.shard(flags)))
         if len(pending) > delay:
-            answer |= bool(pending.popleft()[0])
+            answer |= bool(devices.fetch_first(pending.popleft()))
         return answer
 
     return ask

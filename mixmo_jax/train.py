@@ -61,7 +61,8 @@ def train(
       The final metrics, see `metrics.ensemble_metrics`; None in all processes but the first.
 
     Raises:
-      InputError: if something is wrong with config, data or folder; nothing is written then.
+      InputError: if something is wrong with config, data or folder, before anything is written; or
+        if a file cannot be written later.
       FloatingPointError: if the loss or a weight is not finite.
     """
     signals = signals or StopSignals()
@@ -140,7 +141,7 @@ def _agree(config: ml_collections.ConfigDict, dataset: Dataset) -> Dataset:
             "devices": jax.local_device_count(),
             "images": dataset.num_images,
             "classes": dataset.class_names,
-            "training images": dataset.train.digest(),
+            **{f"{name} images": split.digest() for name, split in dataset.splits.items()},
             "placement": is_streamed(config.dataset.placement, dataset.train.nbytes),
         }
     )
@@ -223,9 +224,12 @@ def _run_epochs(
     discard_results(folder)  # of fewer epochs
     _draw_training_inputs(trainer, state.key, folder)
     writers = [*create_writers(folder), *writers]
+    done = read_done(folder, epochs_done)
+    if [line["epoch"] for line in done] != list(range(1, epochs_done + 1)):
+        warn(f"{folder / METRICS}: lacks some of the {epochs_done} epochs that are done")
     with (
         signals,
-        started(writers, read_done(folder, epochs_done)),
+        started(writers, done),
         _best_checkpoint(trainer.dataset, folder, epochs_done * steps) as best,
         Progress(config.num_epochs, steps, config.batch_size, trainer.schedule, step) as progress,
     ):
@@ -251,12 +255,13 @@ def _best_checkpoint(dataset: Dataset, folder: pathlib.Path, step: int):
     best = BestCheckpoint(folder / workdir.BEST)
     best.delete_after(step)
     best.verify()
-    for epoch_metrics in read_metrics(folder):
-        if epoch_metrics["step"] == best.latest_step:
-            if "validation" not in epoch_metrics:
-                reason = f"epoch {epoch_metrics['epoch']}, the best one, has no validation"
-                raise InputError(f"{folder / METRICS}: damaged: {reason}")
-            best.score = epoch_metrics["validation"]["accuracy"]
+    if best.latest_step is not None:
+        scores = {line["step"]: line.get("validation") for line in read_metrics(folder)}
+        if not (score := scores.get(best.latest_step)):
+            reason = f"step {best.latest_step}, the best one, has no validation"
+            advice = f"remove {folder / workdir.BEST} to choose among the epochs to come"
+            raise InputError(f"{folder / METRICS}: damaged: {reason}; {advice}")
+        best.score = score["accuracy"]
     return best
 
 

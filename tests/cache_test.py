@@ -245,12 +245,16 @@ def test_one_process_builds_and_the_others_wait_for_it(tmp_path, before, capsys)
         first = pool.submit(cache.load, tmp_path, "x", SOURCE, build_slowly)
         assert begun.wait(60)
         others = [pool.submit(cache.load, tmp_path, "x", SOURCE, _must_not_build) for _ in "ab"]
-        time.sleep(0.2)
+        shown = ""
+        for _ in range(600):
+            if "another process decodes the images" in (shown := shown + capsys.readouterr().err):
+                break
+            time.sleep(0.1)
+        assert "another process decodes the images" in shown
         assert not any(other.done() for other in others)
         go_on.set()
         loaded = [future.result(60) for future in (first, *others)]
     assert all(arrays["seven"].tolist() == [7, 7, 7] for arrays, _ in loaded)
-    assert "another process decodes the images" in capsys.readouterr().err
     assert [f.name for f in tmp_path.iterdir()] == ["x"]
 
 

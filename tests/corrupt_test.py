@@ -2,25 +2,19 @@
 
 import io
 import json
-import pathlib
 import sys
 
+import corrupt
+import corruption_gallery
 import numpy as np
 import pytest
+from corruption_registry import CORRUPTIONS
 from PIL import Image
 from scipy import ndimage
 
 from mixmo_jax.datasets import Split
 from mixmo_jax.errors import InputError
 from mixmo_jax.evaluation.corruptions import score_corruptions
-
-EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
-sys.path.append(str(EXPERIMENTS))
-import corrupt  # noqa: E402
-import corruption_gallery  # noqa: E402
-from corruption_registry import CORRUPTIONS  # noqa: E402
-
-sys.path.remove(str(EXPERIMENTS))
 
 SEVERITIES = (1, 2, 3, 4, 5)
 DETERMINISTIC = {

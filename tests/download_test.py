@@ -9,6 +9,7 @@ import socketserver
 import tarfile
 import threading
 import time
+import types
 import urllib.request
 import zipfile
 
@@ -46,13 +47,16 @@ def serve():
     """Starts servers that give one answer to every request; returns an address there."""
     servers = []
 
-    def start(content: bytes, name: str = "images.tar.gz", stall: float = 0) -> str:
+    def start(
+        content: bytes, name: str = "images.tar.gz", stall: float = 0, rest: bytes = b""
+    ) -> str:
         class Handler(socketserver.StreamRequestHandler):
             def handle(self):
                 while self.rfile.readline().strip():
                     pass
                 self.wfile.write(content)
                 time.sleep(stall)
+                self.wfile.write(rest)
 
         server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
         server.daemon_threads = True
@@ -116,11 +120,19 @@ def test_a_transfer_in_chunks_that_breaks_off(tmp_path, serve, chunks):
 
 
 def test_a_transfer_that_stalls(tmp_path, serve, monkeypatch):
-    monkeypatch.setattr(download_lib, "_CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(download_lib, "_STALL_SECONDS", 0.2)
     url = serve(WHOLE[:-1], stall=30)
     start = time.monotonic()
     assert url in refused(url, tmp_path)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 20
+
+
+def test_a_short_stall_is_waited_for(tmp_path, serve, monkeypatch):
+    """The seconds within which a server has to answer are not those of the whole transfer."""
+    monkeypatch.setattr(download_lib, "_CONNECT_SECONDS", 1.0)
+    url = serve(WHOLE[:-1], rest=WHOLE[-1:], stall=1.5)
+    download(url, tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == BODY
 
 
 @pytest.mark.parametrize(
@@ -166,15 +178,17 @@ def test_without_a_server_the_file_to_put_is_named(tmp_path, nowhere):
 
 
 def test_a_look_up_that_hangs_fails_within_seconds(tmp_path, monkeypatch):
-    released = threading.Event()
-    monkeypatch.setattr(urllib.request, "urlopen", lambda *args, **kwargs: released.wait(30))
+    released, closed = threading.Event(), threading.Event()
+    late = types.SimpleNamespace(close=closed.set)
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: released.wait(30) and late)
     assert download_lib._CONNECT_SECONDS <= 5
     monkeypatch.setattr(download_lib, "_CONNECT_SECONDS", 0.2)
     start = time.monotonic()
     with pytest.raises(InputError, match=r"put tiny-imagenet-200\.zip there.*no answer"):
         tiny_imagenet.TINY_IMAGENET.locate(str(tmp_path))
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 20
     released.set()
+    assert closed.wait(30)  # what answers when nobody waits any more
     assert list(tmp_path.iterdir()) == []
 
 
@@ -201,9 +215,29 @@ def test_a_given_folder_that_does_not_exist_is_not_downloaded_to(tmp_path, monke
 
 def test_the_default_folder_is_made(tmp_path, monkeypatch, serve):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "new"))
-    source = dataclasses.replace(cifar.CIFAR10, url=serve(WHOLE))
+    official = Official(len(BODY), hashlib.md5(BODY).hexdigest())
+    source = dataclasses.replace(cifar.CIFAR10, url=serve(WHOLE), official=(official,))
     assert source.locate("") == tmp_path / "new" / "images.tar.gz"
     assert (tmp_path / "new" / "images.tar.gz").read_bytes() == BODY
+
+
+@pytest.mark.parametrize("size", [len(BODY), 1_000_000])
+def test_what_is_not_the_official_file_is_not_kept(tmp_path, serve, size):
+    """Such as the page of a network that wants a login, or a transfer cut off without a size."""
+    official = (Official(size, hashlib.md5(b"another").hexdigest()),)
+    source = dataclasses.replace(cifar.CIFAR10, url=serve(answer(BODY)), official=official)
+    reason = "md5 is" if size == len(BODY) else "not the official file: 100,000 bytes"
+    with pytest.raises(InputError, match=rf"put images\.tar\.gz there.*{reason}"):
+        source.locate(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bucket_is_no_folder(monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", "gs://bucket/data")
+    with pytest.raises(InputError, match="TFDS_DATA_DIR='gs://bucket/data': expected a local"):
+        cifar.CIFAR10.locate("")
+    with pytest.raises(InputError, match="data_dir='gs://bucket': expected a local folder"):
+        cifar.CIFAR10.locate("gs://bucket")
 
 
 def write_names(path: pathlib.Path, names: list[str]) -> None:
@@ -298,7 +332,8 @@ def use(monkeypatch):
 def test_a_missing_archive_is_downloaded_once_and_loaded(tmp_path, serve, use, nowhere):
     body = archive_of_noise()
     whole = answer(body, f"Content-Length: {len(body)}")
-    use(url=serve(whole, name="cifar-100-binary.tar.gz"))
+    official = Official(len(body), hashlib.md5(body).hexdigest())
+    use(url=serve(whole, name="cifar-100-binary.tar.gz"), official=(official,))
     first = load(tmp_path)
     use(url=nowhere)
     second = load(tmp_path)

@@ -63,10 +63,15 @@ def write_run(run, accuracy, corrupted=None, logits_seed=None):
     (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     if corrupted is not None:
         severities = {str(i): {"accuracy": corrupted} for i in [*range(1, 6), "mean"]}
-        (folder / "corruptions.json").write_text(json.dumps({"mean": severities}))
+        write_corruptions(run, {"mean": severities})
     if logits_seed is not None:
         logits = np.random.default_rng(logits_seed).normal(size=(60, members, 4))
         np.savez(folder / "logits.npz", logits=logits, labels=np.arange(60) % 4)
+
+
+def write_corruptions(run, scores, images="my images", ensemble="logits"):
+    results = {"images": images, "ensemble": ensemble, "scores": scores}
+    (run.folder / "corruptions.json").write_text(json.dumps(results))
 
 
 def comparison_of(output, methods=FOUND, seeds=(0, 1, 2), overrides=ONE_EPOCH, **options):
@@ -173,6 +178,29 @@ def test_table_of_what_is_there(tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize("why", ["unfinished", "ensemble"])
+def test_results_of_another_evaluation_are_none(finished, why):
+    """As `--mode=evaluate` writes them with --allow_unfinished, or with --ensemble."""
+    run = compare.list_runs(finished)[0]
+    if why == "unfinished":
+        (run.folder / "metrics.jsonl").write_text("")
+    else:
+        results = json.loads((run.folder / "results.json").read_text())
+        results["ensemble"] = "probabilities"
+        (run.folder / "results.json").write_text(json.dumps(results))
+    assert [missing.folder for missing in compare.missing_runs(finished)] == [run.folder]
+    (vanilla, *_) = compare.tabulate(finished)["rows"]
+    assert vanilla["n"] == 2
+
+
+def test_runs_of_a_config_file_are_evaluated_with_its_parts(corrupted, tmp_path):
+    file = EXPERIMENTS.parent / "docs" / "examples" / "stripes.py"
+    rows = [Variant("stripes", "cut_mixmo")]
+    comparison = Comparison(str(file), rows, [0], tmp_path, [], corruptions=corrupted)
+    (run,) = compare.list_runs(comparison)
+    assert f"--plugin={file}" in run.missing[1]
+
+
 def test_numbers_that_no_run_has(tmp_path):
     """A ratio error is infinite if no image has both members wrong, and nan without errors."""
     column = scores._column
@@ -237,6 +265,10 @@ def test_what_is_wrong_is_said_before_the_first_run(corrupted, tmp_path):
         ({"validation": True}, "vanilla: no validation split; set dataset.validation_fraction"),
         ({"overrides": ["--config.seed=7"]}, "seed: cannot be set here"),
         ({"variants": rows}, "seed: cannot be set here"),
+        (
+            {"variants": [rows[0]._replace(against="mine")]},
+            "vanilla: tested against 'mine', not a row",
+        ),
         (
             {"overrides": ["--config.dataset.split_seed=7"], "own_split": True},
             "split_seed: cannot be set here",
@@ -381,6 +413,7 @@ def arguments_of(study, **given):
         "widths": "",
         "images": "",
         "scale": 1.0,
+        "row": None,
         "seeds": "3",
         "output": pathlib.Path("out"),
         "corruptions": pathlib.Path("C") if study == "robustness" else None,
@@ -447,6 +480,16 @@ def test_few_images_take_as_many_steps():
             assert last / config.num_epochs == pytest.approx(0.9, abs=0.1)
 
 
+def test_some_rows_of_a_study():
+    given = arguments_of("few_images", row=["cut_mixmo", "vanilla, epochs x 3"])
+    (comparison,) = studies.create_comparisons(given, [])
+    assert [v.label for v in comparison.variants] == ["vanilla, epochs x 3", "cut_mixmo"]
+    comparison.check()
+    (comparison,) = studies.create_comparisons(arguments_of("few_images", row=["mimo"]), [])
+    with pytest.raises(InputError, match="mimo: tested against 'vanilla, epochs x 3', not a row"):
+        comparison.check()
+
+
 def test_few_images_are_others_for_each_seed():
     (comparison,) = studies.create_comparisons(arguments_of("few_images"), [])
     run = comparison.run(comparison.variants[0], 2)
@@ -467,6 +510,7 @@ def test_a_table_for_each_width_and_number_of_images(monkeypatch):
         ("widths", {}, "widths: no such study; did you mean width"),
         ("methods", {"scale": 0.0}, "scale=0.0: expected a number > 0"),
         ("methods", {"images": "50"}, "images=50: only for few_images"),
+        ("methods", {"row": ["cut_mix"]}, "cut_mix: no such row; did you mean cut"),
         ("methods", {"widths": "1,x"}, "widths=x: expected a number"),
         ("few_images", {"images": "20"}, "images=20: expected 32 to 1436"),
         ("few_images", {"images": "1437"}, "images=1437: expected 32 to 1436"),
@@ -535,7 +579,13 @@ def test_corrupted_images_are_a_step_of_their_own(corrupted, tmp_path):
     assert run.missing == [run.steps[1][1]]
     assert run.missing[0][-1] == f"--corruptions={corrupted}"
     severities = {"mean": {"accuracy": 0.4}}
-    (run.folder / "corruptions.json").write_text(json.dumps({"mean": severities}))
+    for other in ({"images": "others"}, {"ensemble": "probabilities"}):
+        write_corruptions(run, {"mean": severities}, **other)
+        assert run.missing == [run.steps[1][1]]
+    # Scores of images that nobody asked for are in no table.
+    (row,) = compare.tabulate(comparison._replace(corruptions=None))["rows"]
+    assert "corrupted (%)" not in row
+    write_corruptions(run, {"mean": severities})
     assert compare.missing_runs(comparison) == []
     (row,) = compare.tabulate(comparison)["rows"]
     assert row["corrupted (%)"] == (pytest.approx(40), None)
@@ -572,10 +622,8 @@ def test_job_array_requeues_what_was_told_to_stop(tmp_path, status):
     }.items():
         (tools / name).write_text(f"#!/bin/sh\n{text}\n")
         (tools / name).chmod(0o755)
-    step = (tmp_path / "none", ["sh", "-c", f"echo 'a  b' > '{tmp_path}/done'; exit {status}"])
-    runs = [
-        variants.Run(name, output / name, None, ((tmp_path / "none", ["false"]),)) for name in "ab"
-    ]
+    step = (lambda: False, ["sh", "-c", f"echo 'a  b' > '{tmp_path}/done'; exit {status}"])
+    runs = [variants.Run(name, output / name, None, ((lambda: False, ["false"]),)) for name in "ab"]
     runs.insert(1, variants.Run("c", output / "c", None, (step,)))
     script = launch.write_slurm(runs, output)
     (output / "commands.txt").write_text("false\n" * 3)  # by another call, for other runs

@@ -11,7 +11,7 @@ import pathlib
 import sys
 
 import chex
-import jax
+import numpy as np
 import tiny  # noqa: F401
 
 from mixmo_jax import config as config_lib
@@ -37,7 +37,7 @@ class Watch:
     def __init__(self, checkpoints: Checkpoints):
         self.measured, self._checkpoints, self._steps = [], checkpoints, 0
 
-    def update(self, num_steps: int, losses: jax.Array) -> None:
+    def update(self, num_steps: int, losses: np.ndarray) -> None:
         self._steps += num_steps
 
     def end_epoch(self, epoch_metrics: dict) -> None:

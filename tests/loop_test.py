@@ -1,6 +1,7 @@
 """Training: the same steps on any number of devices, in any grouping, across interruptions."""
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 
 import chex
 import jax
@@ -20,6 +22,7 @@ from harm import free_port
 
 from mixmo_jax import config as config_lib
 from mixmo_jax import datasets, devices
+from mixmo_jax import train as train_lib
 from mixmo_jax.datasets import Split
 from mixmo_jax.errors import InputError, Interrupted
 from mixmo_jax.evaluate import evaluate_run
@@ -27,12 +30,17 @@ from mixmo_jax.evaluation import metrics
 from mixmo_jax.files import read_json
 from mixmo_jax.inference.loading import load
 from mixmo_jax.input_pipeline import streaming
+from mixmo_jax.input_pipeline.batch import gather, planned_indices
+from mixmo_jax.input_pipeline.plan import epoch_order
+from mixmo_jax.mixing.unmix import unmix_features
+from mixmo_jax.models import create_model
 from mixmo_jax.runs import metric_writer, plots, terminal, workdir
 from mixmo_jax.runs.metric_writer import RESULTS
 from mixmo_jax.runs.signals import StopSignals
 from mixmo_jax.train import train
 from mixmo_jax.training.checkpoints import BestCheckpoint, Checkpoints, EpochProgress
 from mixmo_jax.training.loop import Trainer
+from mixmo_jax.training.losses import weighted_cross_entropy
 from mixmo_jax.training.step import make_update_fn
 
 TINY = (
@@ -204,9 +212,13 @@ class Losses:
     def __init__(self, value):
         self.value = value
 
-    def __getitem__(self, _):
+    @property
+    def addressable_shards(self):
+        return [types.SimpleNamespace(data=self)]
+
+    def __array__(self, dtype=None, copy=None):
         Losses.finished += 1
-        return np.float32([self.value])
+        return np.float32([[self.value]])
 
 
 def run_calls(dataset, losses, stop=lambda: False):
@@ -234,7 +246,7 @@ def test_few_calls_are_in_flight(dataset):
     assert state == 10
     np.testing.assert_array_equal(progress.losses, [0.5, *range(10)])
     assert progress.seconds > 2.0
-    assert most <= 3  # two in flight, and the one that is dispatched
+    assert most == 3  # two in flight, and the one that is dispatched
 
 
 def test_stop_is_asked_for_after_each_call(dataset):
@@ -303,6 +315,58 @@ def test_run_evaluates_the_moving_average_beside_the_raw_weights(tmp_path):
     config.num_epochs += 1
     with pytest.raises(InputError, match="done the steps with another learning rate"):
         train(config, tmp_path)
+
+
+def test_unmixing_is_part_of_the_step(dataset):
+    """Its fields reach the loss, on all devices."""
+    fields = ("patch_prob=1.0", "unmix=True", "unmix_normalize=True")
+    config = tiny_config("cut_mixmo", *(f"--config.mixmo.{field}" for field in fields))
+    trainer = Trainer(config, dataset)
+    state, split = trainer.create_state(), dataset.train
+    plan = trainer.plan_fn(state.key, 0, epoch_order(state.key, 1, len(split)))
+    assert plan.unmix == 1
+    indices = jax.device_get(planned_indices(plan))
+    raw = gather(split.images, split.labels, *indices, dataset.image_shape)
+    batch = trainer.batch_fn(raw, plan)
+    model = create_model(config.model, dataset.num_classes)
+
+    @functools.partial(jax.jit, static_argnames="normalize")
+    def expected_loss(batch, normalize):
+        def pool(features):
+            return unmix_features(features, batch.masks, batch.unmix, normalize=normalize)
+
+        variables, inputs = state.variables, (batch.images, batch.masks)
+        mutable = ["batch_stats"]
+        logits, _ = model.apply(variables, *inputs, train=True, pool=pool, mutable=mutable)
+        return weighted_cross_entropy(logits, batch.targets, batch.weights)
+
+    (loss,) = run_steps(trainer, [1])[1]
+    np.testing.assert_allclose(loss, expected_loss(batch, True), rtol=1e-5)
+    assert abs(loss - expected_loss(batch, False)) > 1e-4 * loss
+
+
+def test_more_epochs_are_refused_where_unmixing_would_have_been_another(tmp_path, dataset):
+    fields = ("num_epochs=40", "mixmo.unmix=True")
+    config = tiny_config("cut_mixmo", *(f"--config.{field}" for field in fields))
+    workdir.open_run(tmp_path, config, dataset)
+    config.num_epochs = 41
+    trainer = Trainer(config, dataset)
+    train_lib._check_extension(trainer, 0, tmp_path)
+    with pytest.raises(InputError, match="unmixed the steps that are done with another strength"):
+        train_lib._check_extension(trainer, 1, tmp_path)
+
+
+def test_best_epoch_whose_scores_are_lost_is_not_replaced(tmp_path, capsys):
+    field = "--config.dataset.validation_fraction=0.2"
+    train(tiny_config("vanilla", field, "--config.num_epochs=1"), tmp_path)
+    file = tmp_path / metric_writer.METRICS
+    file.write_text("")
+    more = tiny_config("vanilla", field, "--config.num_epochs=2")
+    with pytest.raises(InputError, match=r"metrics\.jsonl: damaged: step 5, the best one, has no"):
+        train(more, tmp_path)
+    shutil.rmtree(tmp_path / workdir.BEST)
+    train(more, tmp_path)
+    assert "metrics.jsonl: lacks some of the 1 epochs that are done" in capsys.readouterr().err
 
 
 def test_validation_split_selects_the_epoch(tmp_path, monkeypatch, capsys):
@@ -386,8 +450,18 @@ def read_losses_and_scores(folder):
     return [{k: line[k] for k in ("epoch", "step", "loss", "test")} for line in lines]
 
 
+@pytest.fixture
+def lenient():
+    """Allows promotions between dtypes, which optax's Adam and flax's BatchNorm need."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.mark.usefixtures("lenient")
 def test_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path, dataset, monkeypatch, capsys):
-    config = tiny_config()
+    """With everything that a state can hold; `harm_test.py` does the same with the defaults."""
+    fields = ("name=adamw", "schedule=cosine", "clip_norm=1.0", "ema_decay=0.9")
+    config = tiny_config("cut_mixmo", *(f"--config.optimizer.{field}" for field in fields))
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(config, whole)
 

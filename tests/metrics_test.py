@@ -455,3 +455,16 @@ def test_no_temperature_where_every_answer_is_right(ensemble):
     assert temperatures == (1, 1)
     plain = metrics.ensemble_metrics(logits, labels, ensemble)
     chex.assert_trees_all_close(scaled["nll"], plain["nll"])
+
+
+def test_temperature_where_a_majority_is_right():
+    """The mean probability of a class stays below 1 then, however sharp the members are."""
+    logits = np.array([[[10.0, 0], [10, 0], [0, 1]]]).repeat(4, axis=0)
+    labels = np.zeros(4, int)
+    assert metrics.fit_temperature(logits, labels, "logits") == 1
+    temperature = metrics.fit_temperature(logits, labels, "probabilities")
+
+    def nll(temperature):
+        return metrics.ensemble_metrics(logits / temperature, labels, "probabilities")["nll"]
+
+    assert nll(temperature) < min(nll(0.98 * temperature), nll(1.02 * temperature), nll(1))

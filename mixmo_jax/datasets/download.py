@@ -11,6 +11,7 @@ import tqdm
 from mixmo_jax.errors import InputError
 
 _CONNECT_SECONDS = 4
+_STALL_SECONDS = 60  # without a byte
 _BLOCK = 1 << 20
 
 
@@ -22,8 +23,8 @@ def download(url: str, file: pathlib.Path) -> None:
       file: The file to write; its folder is created.
 
     Raises:
-      InputError: if there is no answer within seconds, if the transfer breaks off, or if the file
-        cannot be written.
+      InputError: if there is no answer within seconds, if the transfer breaks off or stalls, or if
+        the file cannot be written.
     """
     response = _connect(url)
     length = response.headers.get("Content-Length") or ""
@@ -53,17 +54,23 @@ def download(url: str, file: pathlib.Path) -> None:
 
 def _connect(url):
     """Opens a URL in a thread, as a name lookup may hang for longer than any timeout."""
-    result = []
+    result, given_up = [], threading.Event()
 
     def connect():
         try:
-            result.append(urllib.request.urlopen(url, timeout=_CONNECT_SECONDS))
+            response = urllib.request.urlopen(url, timeout=_STALL_SECONDS)
         except (OSError, ValueError, http.client.HTTPException) as error:
             result.append(error)
+        else:
+            if given_up.is_set():
+                response.close()
+            else:
+                result.append(response)
 
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(_CONNECT_SECONDS)
+    given_up.set()
     answer = result[0] if result else TimeoutError("no answer")
     if isinstance(answer, Exception):
         reason = " ".join(str(getattr(answer, "reason", None) or answer).split())

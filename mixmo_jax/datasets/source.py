@@ -122,6 +122,9 @@ class Source:
         if not data_dir and self.url is None:
             raise invalid("dataset.data_dir", data_dir, "a folder or an archive")
         default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+        if "://" in (data_dir or default):
+            given = ("dataset.data_dir", data_dir) if data_dir else ("TFDS_DATA_DIR", default)
+            raise invalid(*given, "a local folder, set by --config.dataset.data_dir")
         folder = expand(data_dir or default)
         if data_dir:
             with reading(
@@ -163,9 +166,21 @@ class Source:
         archive = folder / self.url.rpartition("/")[2]
         try:
             download(self.url, archive)
+            self._check_download(archive)
         except InputError as error:
             raise InputError(
                 f"dataset.data_dir={str(folder)!r}: put {archive.name} there, or set another "
                 f"folder with --config.dataset.data_dir (downloading failed: {error})"
             ) from None
         return archive
+
+    def _check_download(self, archive):
+        """Deletes a download, and raises `InputError`, if it is not an official archive."""
+        size = archive.stat().st_size
+        try:
+            if self.official and size not in {official.size for official in self.official}:
+                raise InputError(f"{self.url}: not the official file: {size:,} bytes")
+            self.verify(archive)
+        except InputError:
+            archive.unlink()
+            raise

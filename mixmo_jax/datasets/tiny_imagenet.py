@@ -152,7 +152,8 @@ def _build(path: pathlib.Path, config: ml_collections.ConfigDict, arrays: Arrays
     for split, entries in splits.items():
         images = arrays.create(f"{split}_images", (len(entries), SIZE, SIZE, 3), np.uint8)
         names = [name for name, _ in entries]
-        decode_images(read, names, images, resize=False, where=path)
+        limit = config.max_image_pixels
+        decode_images(read, names, images, resize=False, where=path, max_pixels=limit)
         labels = np.array([label for _, label in entries])
         arrays.create(f"{split}_labels", labels.shape, np.int32)[:] = labels
     arrays.meta = {"class_names": class_names}

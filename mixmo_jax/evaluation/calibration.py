@@ -20,8 +20,8 @@ def fit_temperature(
 ) -> float:
     """Fits the temperature T from 0.01 to 100 at which the logits / T have the least NLL.
 
-    It is 1 where there is no optimum: if every prediction is right, the NLL falls with T without
-    end.
+    It is 1 where there is no optimum: if every prediction is right, the NLL of mean logits falls
+    with T without end, and that of mean probabilities if every member is right, too.
 
     Args:
       logits: [N, M, K] float, of the members.
@@ -38,8 +38,9 @@ def fit_temperature(
         log_probs = ensemble_log_probs(logits / np.exp(log_temperature), ensemble, weights)
         return -np.take_along_axis(log_probs, labels[:, None], axis=1).mean()
 
-    sharpest = ensemble_log_probs(logits / _LOWEST, ensemble, weights)
-    if (sharpest.argmax(-1) == labels).all():
+    combined = ensemble_log_probs(logits, ensemble, weights)[:, None]  # [N, 1, K]
+    deciding = combined if ensemble == "logits" else logits
+    if (deciding.argmax(-1) == labels[:, None]).all():
         return 1.0
     found = optimize.minimize_scalar(
         nll, bounds=np.log([_LOWEST, _HIGHEST]), method="bounded", options={"xatol": 1e-6}

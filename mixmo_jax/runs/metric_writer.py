@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # its module imports Orbax, which takes time
     from mixmo_jax.training.outputs import MetricWriter
 
 METRICS, CSV, RESULTS = "metrics.jsonl", "metrics.csv", "results.json"
+CORRUPTIONS = "corruptions.json"
 
 _FINAL = ".final"  # end of the name of the events with the final results
 
@@ -195,10 +196,11 @@ def write_results(folder: pathlib.Path, results: dict, step: int) -> None:
 
 
 def discard_results(folder: pathlib.Path) -> None:
-    """Deletes results that a run does not have any more."""
+    """Deletes results that a run does not have any more, also those on corrupted images."""
     _discard_events(folder)
-    with writing(folder / RESULTS):
-        (folder / RESULTS).unlink(missing_ok=True)
+    for name in (RESULTS, CORRUPTIONS):
+        with writing(folder / name):
+            (folder / name).unlink(missing_ok=True)
 
 
 def _discard_events(folder: pathlib.Path) -> None:

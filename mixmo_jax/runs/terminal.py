@@ -3,7 +3,6 @@
 import datetime
 import time
 
-import jax
 import numpy as np
 import optax
 import tqdm
@@ -57,8 +56,8 @@ class Progress:
     def __exit__(self, *exception) -> None:
         self._bar.close()
 
-    def update(self, num_steps: int, losses: jax.Array) -> None:
-        """Counts finished steps, of which the losses are [devices, steps]."""
+    def update(self, num_steps: int, losses: np.ndarray) -> None:
+        """Counts finished steps, of which these are the losses, [steps]."""
         if self._epoch_start is None:
             self._epoch_start = time.monotonic()
             self._bar.set_description_str(self._describe(), refresh=False)
@@ -67,7 +66,7 @@ class Progress:
         self._bar.update(num_steps * self._batch_size)
         if time.monotonic() - self._refreshed > self._REFRESH_SECONDS:
             learning_rate = self._schedule(self._bar.n // self._batch_size - 1)
-            self._show(loss=f"{float(losses[0, -1]):.3f}", lr=f"{float(learning_rate):.2g}")
+            self._show(loss=f"{float(losses[-1]):.3f}", lr=f"{float(learning_rate):.2g}")
             self._refreshed = time.monotonic()
 
     def end_epoch(self, epoch_metrics: dict) -> None:
@@ -110,7 +109,7 @@ def metric_table(plain: dict[str, float], scaled: dict[str, float]) -> str:
     The metrics of the members' predictions, which no temperature changes, are shown once; those of
     the only member of a network, which are the ensemble's, are left out.
     """
-    members = sorted(name for name in plain if name.startswith("accuracy_member"))
+    members = [name for name in plain if name.startswith("accuracy_member")]
     fractions = ["accuracy", "top5_accuracy", *members, "disagreement"]
     fixed = {*members, "ratio_error", "disagreement"}
     names = [*fractions[:-1], *(name for name in plain if name not in fractions), "disagreement"]

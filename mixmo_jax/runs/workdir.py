@@ -28,7 +28,7 @@ CHECKPOINTS, BEST = "checkpoints", "best_checkpoint"
 LOGITS = "logits.npz"
 ENSEMBLE, ENSEMBLE_LOGITS = "ensemble.json", "ensemble_logits.npz"
 WEIGHTS = "model.safetensors"  # of a pretrained network, which is no run
-CORRUPTIONS, ENSEMBLE_CORRUPTIONS = "corruptions.json", "ensemble_corruptions.json"
+ENSEMBLE_CORRUPTIONS = "ensemble_corruptions.json"
 
 _LONGEST_SIDE = 10_000  # of an image, in pixels
 

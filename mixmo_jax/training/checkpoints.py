@@ -193,6 +193,7 @@ class Checkpoints:
             shutil.rmtree(self._aside(step))
 
     def _set_aside(self, step: int) -> None:
+        shutil.rmtree(self._aside(step), ignore_errors=True)  # of a process that was killed
         os.replace(self._folder / str(step), self._aside(step))
 
     def _aside(self, step: int) -> pathlib.Path:

@@ -212,13 +212,13 @@ class Trainer:
 
         def finish():
             num_steps, losses = dispatched.popleft()
-            values = np.asarray(losses[0])  # waits for the device
+            values = devices.fetch_first(losses)  # waits for the device
             if not np.isfinite(values).all():
                 step = len(finished) + int(np.argmin(np.isfinite(values))) + 1
                 raise self._divergence((epoch - 1) * self.steps_per_epoch + step, epoch)
             finished.extend(values)
             if progress is not None:
-                progress.update(num_steps, losses)
+                progress.update(num_steps, values)
 
         with contextlib.closing(calls):
             while not stop() and (call := next(calls, None)) is not None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-import jax
+import numpy as np
 
 from mixmo_jax.training.checkpoints import BestCheckpoint, Checkpoints
 
@@ -32,8 +32,8 @@ class MetricWriter(Protocol):
 class ProgressDisplay(Protocol):
     """Shows how far the training run is."""
 
-    def update(self, num_steps: int, losses: jax.Array) -> None:
-        """Counts finished steps; losses are [devices, steps] and there already."""
+    def update(self, num_steps: int, losses: np.ndarray) -> None:
+        """Counts finished steps, of which these are the losses, [steps]."""
 
     def end_epoch(self, epoch_metrics: dict) -> None: ...
 

@@ -55,11 +55,12 @@ class Estimate:
 
     def table(self, runs: list[Run], missing: list[Run]) -> str:
         """Lists runs with the cost of each, and the sum of those that are missing."""
+        folders = {run.folder for run in missing}
         lines = [f"{'epochs':>7} {'b':>3} {'steps':>11} {'hours':>8}  run"]
         for run in runs:
             size = f"{run.config.num_epochs:>7} {run.config.batch_repetitions:>3}"
             cost = f"{num_steps(run.config):>11,} {self.hours(run.config):>8.3g}"
-            done = "" if run in missing else " (done)"
+            done = "" if run.folder in folders else " (done)"
             lines.append(f"{size} {cost}  {run.folder}{done}")
         total = sum(self.hours(run.config) for run in missing)
         lines.append(f"{total:.3g} hours for {len(missing)} of {len(runs)} runs, {self.source}")

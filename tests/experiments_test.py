@@ -696,8 +696,11 @@ def test_cost_follows_steps_and_flops(tmp_path):
     flops = cost.flops_of_position(two) / cost.flops_of_position(measured)
     assert flops > 1
     assert estimate.hours(two) / estimate.hours(measured) == pytest.approx(4 * flops, rel=0.02)
-    run = variants.Run("a", tmp_path / "a", measured, ())
-    *_, total = estimate.table([run, run._replace(label="b")], [run]).splitlines()
+    run = variants.Run("a", tmp_path / "a", measured, ((lambda: False, []),))
+    runs = [run, run._replace(folder=tmp_path / "b")]
+    again = run._replace(steps=((lambda: False, []),))  # as it is made a second time
+    _, first, second, total = estimate.table(runs, [again]).splitlines()
+    assert first.endswith("/a") and second.endswith("/b (done)")
     assert total == f"{estimate.hours(measured):.3g} hours for 1 of 2 runs, by {file}"
     for wrong in ({}, {"config": 1, "images_per_second": 2.0}, {"images_per_second": "x"}):
         file.write_text(json.dumps(wrong))

@@ -139,6 +139,8 @@ def get_config(method: str = DEFAULT_METHOD) -> ml_collections.ConfigDict:
     config.evaluation.every_epochs = 1
     # The ensemble is the softmax of the mean "logits", or the mean of the "probabilities".
     config.evaluation.ensemble = "logits"
+    # The numbers, from 0, of the members that predict. (): all.
+    config.evaluation.members = ()
 
     config.checkpoint_every_epochs = 1
     # Folder of compiled programs, which the next start takes from there. "": none.

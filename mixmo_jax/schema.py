@@ -158,6 +158,14 @@ _RULES = {
     "evaluation.batch_size": _at_least(_INT, 1),
     "evaluation.every_epochs": _at_least(_INT, 1),
     "evaluation.ensemble": _one_of(*ENSEMBLES),
+    "evaluation.members": _rule(
+        _TUPLE,
+        "different numbers of members, from 0",
+        lambda numbers: (
+            all(_is_of_type(n, int) and n >= 0 for n in numbers)
+            and len(set(numbers)) == len(numbers)
+        ),
+    ),
 }
 
 # What people call some fields elsewhere.
@@ -251,6 +259,9 @@ def check_fields(fields: Mapping[str, object]) -> None:
     if fields["batch_size"] % fields["batch_repetitions"]:
         allowed = f"a multiple of batch_repetitions={fields['batch_repetitions']}"
         raise invalid("batch_size", fields["batch_size"], allowed)
+    count, members = fields["model.num_members"], fields["evaluation.members"]
+    if max(members, default=0) >= count:
+        raise invalid("evaluation.members", members, f"less than model.num_members={count}")
     if fields["optimizer.name"] == "adamw" and fields["optimizer.momentum"] == 1:
         raise invalid("optimizer.momentum", fields["optimizer.momentum"], "less than 1 for adamw")
 

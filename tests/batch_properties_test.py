@@ -68,6 +68,7 @@ _CHOICES = {
     "dataset.crop_padding": (0, 1, 4),
     "dataset.flip": (False, True),
     "evaluation.ensemble": ("logits", "probabilities"),
+    "evaluation.members": ((), (0,)),
 }
 
 

@@ -66,10 +66,17 @@ def requests(draw):
     return jnp.asarray(ratios, dtype), shape
 
 
+# At the edges: five roles, odd sides that differ, ratios of 0 and 1; and next to 0, in bfloat16.
+EDGES = (
+    (np.array([0, 0, 1, 0, 0], np.float32), (63, 5, 3)),
+    (np.array([1e-30, 0.25, 0.75], jnp.bfloat16), (4, 64, 8)),
+)
+
+
 @draws(3, 60)
 @pytest.mark.parametrize("name", MASKS)
 def test_masks_are_shares_of_any_size_and_dtype(name, count):
-    @for_all(count, requests(), st.integers(0, 2**32 - 1))
+    @for_all(count, requests(), st.integers(0, 2**32 - 1), examples=[(edge, 0) for edge in EDGES])
     def _(request, seed):
         ratios, shape = request
         masks = jax.jit(MASKS[name], static_argnums=2)(jax.random.key(seed), ratios, shape)

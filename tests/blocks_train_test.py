@@ -59,6 +59,7 @@ def test_masks_are_drawn_at_the_size_of_the_image(name):
     ("num_members", "blocks"),
     [
         (2, ("rows", "channels", "noise", "cow")),
+        (4, ("cutmix", "patchup_soft")),
         *(pytest.param(m, tuple(MASKS), marks=pytest.mark.stress) for m in (2, 3, 4, 5)),
     ],
 )

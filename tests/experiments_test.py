@@ -14,6 +14,7 @@ import compare
 import cost
 import harm
 import launch
+import mask_gallery
 import numpy as np
 import plot_accuracy
 import plot_corruptions
@@ -27,6 +28,7 @@ import pytest
 import scores
 import studies
 import variants
+from matplotlib.colors import to_rgb
 from scipy import stats
 from variants import Comparison, Variant
 
@@ -36,6 +38,7 @@ from mixmo_jax.configs import common
 from mixmo_jax.errors import InputError
 from mixmo_jax.evaluation import metrics
 from mixmo_jax.input_pipeline.batch import steps_per_epoch
+from mixmo_jax.mixing import MASKS
 from mixmo_jax.schema import flatten
 
 EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
@@ -759,6 +762,21 @@ def test_plots_of_runs_and_results(corrupted, tmp_path):
         plot_style.save(figures["width"], tmp_path / "x.y")
     with pytest.raises(InputError, match="expected the folder of a finished run"):
         plot_style.by_label([tmp_path])
+
+
+def test_gallery_has_every_mixing_block(monkeypatch):
+    monkeypatch.setattr(mask_gallery, "NUM_ROLES", (2, 4))
+    monkeypatch.setattr(mask_gallery, "RATIOS", (0.5, 1.0))
+    monkeypatch.setattr(mask_gallery, "SHAPE", (8, 8, 4))
+    first, second = mask_gallery.draw_gallery().axes
+    assert [label.get_text() for label in first.get_yticklabels()] == list(MASKS)
+    for axes in (first, second):
+        colors = axes.images[0].get_array()
+        assert colors.shape == (len(MASKS) * 12 - 4, 2 * 12 - 4, 3)
+        for name in ("linear", "rows", "channels", "noise"):  # with a ratio of 1, role 0 has all
+            row = 12 * list(MASKS).index(name)
+            whole = colors[row : row + 8, 12:]
+            np.testing.assert_allclose(whole, np.broadcast_to(to_rgb("tab:blue"), whole.shape))
 
 
 def test_labels_are_moved_apart_as_little_as_possible():

@@ -21,6 +21,7 @@ from mixmo_jax.inference.model import Model
 from mixmo_jax.models import create_model, preact_resnet, wide_resnet
 from mixmo_jax.runs import workdir
 from mixmo_jax.runs.metric_writer import METRICS, RESULTS
+from mixmo_jax.training.loop import Trainer
 
 NETS = {
     "dev_wrn10_2_vanilla_c10": (wide_resnet, {"depth": 10, "width": 2, "num_classes": 10}),
@@ -492,3 +493,29 @@ def test_selected_members_are_those_of_the_whole(finished_run):
     for members in ([], [2], [-1], [0, 0]):
         with pytest.raises(InputError, match="expected different numbers from 0 to 1"):
             model.select(members)
+
+
+def test_run_of_which_some_members_predict(finished_run, tmp_path):
+    """`evaluation.members` says which, in the results and wherever the run is loaded."""
+    folder = shutil.copytree(finished_run, tmp_path / "run")
+    whole = mixmo_jax.load(folder)
+    config = json.loads((folder / workdir.CONFIG).read_text())
+    config["evaluation"]["members"] = [1]
+    (folder / workdir.CONFIG).write_text(json.dumps(config))
+    scores = evaluate_run(folder)
+    assert "accuracy_member1" not in scores and "disagreement" not in scores
+    before = json.loads((finished_run / "results.json").read_text())["scores"]
+    assert scores["accuracy"] == before["accuracy_member1"]
+    model = mixmo_jax.load(folder)
+    assert model.num_members == 1
+    assert model.temperature == json.loads((folder / "results.json").read_text())["temperature"]
+    images = np.random.default_rng(0).integers(0, 256, (5, *model.image_shape), np.uint8)
+    expected = whole.logits(images)[:, [1]]
+    np.testing.assert_allclose(model.logits(images), expected, rtol=1e-4, atol=1e-5)
+    trainer = Trainer(model.config, datasets.load(model.config.dataset))
+    scored = trainer.evaluate(trainer.create_state())["test"]
+    assert "accuracy_member1" not in scored
+    config["evaluation"]["members"] = [2]
+    (folder / workdir.CONFIG).write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"members=\(2,\): expected less than model.num_members=2"):
+        mixmo_jax.load(folder)

@@ -11,10 +11,12 @@ def draws(quick, stress):
     return pytest.mark.parametrize("count", [quick, pytest.param(stress, marks=pytest.mark.stress)])
 
 
-def for_all(count, *strategies):
-    """Runs the decorated property at once, always with the same draws."""
+def for_all(count, *strategies, examples=()):
+    """Runs the decorated property at once, always with the same draws, and with the examples."""
 
     def run(property_):
+        for example in examples:
+            property_ = hypothesis.example(*example)(property_)
         settings = hypothesis.settings(
             max_examples=count,
             derandomize=True,

@@ -105,6 +105,10 @@ OTHERS = {
         (*NO_TUPLES, (0,), (1.5,), (2, 1), (1, 1), (-HUGE,)),
     ),
     "evaluation.ensemble": (st.sampled_from(("logits", "probabilities")), (*NO_TEXTS, "votes")),
+    "evaluation.members": (
+        st.sampled_from(((), (0,))),
+        (*NO_TUPLES, (-1,), (0, 0), (0.5,), (HUGE,), (True,)),
+    ),
 }
 
 

@@ -85,6 +85,8 @@ def load_network(
 ) -> Network:
     """Loads the network of a finished run: that of the best epoch, or else of the last.
 
+    It has the members that `evaluation.members` names.
+
     Args:
       folder: The folder of the run.
       config: The config of the run, if it has been read already.
@@ -121,7 +123,7 @@ def load_network(
     if "validation" in info["num_images"] and workdir.has_checkpoint(folder, workdir.BEST):
         best = Checkpoints(folder / workdir.BEST)
         step, variables = best.restore_variables(like, ema=ema)
-    return Network(
+    network = Network(
         model=model,
         variables=variables,
         class_names=info["class_names"],
@@ -133,6 +135,8 @@ def load_network(
         epoch=step // epoch_steps,
         architecture=config.model.to_dict(),
     )
+    members = config.evaluation.members
+    return network.select(members) if members else network
 
 
 def _read_results(

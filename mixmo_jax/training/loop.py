@@ -255,8 +255,9 @@ class Trainer:
             )
             if not np.isfinite(logits).all():
                 raise FloatingPointError(f"after step {int(state.step)} the logits are not finite")
-            ensemble = self.config.evaluation.ensemble
-            epoch_metrics[name] = metrics.ensemble_metrics(logits, split.labels, ensemble)
+            ensemble, members = self.config.evaluation.ensemble, self.config.evaluation.members
+            chosen = logits[:, list(members)] if members else logits
+            epoch_metrics[name] = metrics.ensemble_metrics(chosen, split.labels, ensemble)
         return epoch_metrics
 
     def _divergence(self, step: int, epoch: int) -> FloatingPointError:

@@ -8,7 +8,7 @@ from mixmo_jax import config as config_lib
 from mixmo_jax.configs import common
 from mixmo_jax.errors import InputError
 
-CONFIGS = ("digits", "cifar10", "cifar100", "tiny_imagenet")
+CONFIGS = config_lib.names()
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 
 from mixmo_jax.datasets.decode import MAX_PIXELS, decode_images
-from mixmo_jax.errors import InputError, invalid
+from mixmo_jax.errors import InputError, invalid, shown
 from mixmo_jax.evaluation import calibration
 from mixmo_jax.evaluation.ensemble import ENSEMBLES, ensemble_log_probs
 from mixmo_jax.files import MAX_BYTES, expand, read_bytes
@@ -53,7 +53,8 @@ class Model:
         for other in networks[1:]:
             for name in ("class_names", "image_shape"):
                 if getattr(other, name) != getattr(first, name):
-                    raise InputError(f"networks: their {name} differ")
+                    values = f"{shown(getattr(first, name))} and {shown(getattr(other, name))}"
+                    raise InputError(f"networks: their {name} differ: {values}")
         self.networks, self.ensemble, self.temperature = tuple(networks), ensemble, temperature
         self.results = results
 

@@ -162,6 +162,7 @@ class Trainer:
                 epoch_metrics.update(self.evaluate(saved))
             if outputs:
                 self._end_epoch(epoch_metrics, saved, outputs)
+            del saved  # frees its memory for the next epoch
         return devices.unreplicate(state), begun
 
     def _end_epoch(self, epoch_metrics: dict, state: TrainState, outputs: Outputs) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 import mixmo_jax
-from mixmo_jax import datasets, predict
+from mixmo_jax import datasets, export, predict
 from mixmo_jax.errors import InputError
 from mixmo_jax.inference.model import Model
 
@@ -217,3 +218,20 @@ def test_output_that_nobody_reads_to_its_end(finished_run, tmp_path):
     )
     os.close(writer)
     assert (process.returncode, process.stderr) == (1, "")
+
+
+def test_which_weights_are_taken(finished_run, tmp_path, folder, capsys):
+    """Of a run that is not finished, or their moving average: `export` has the same flags."""
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    values = json.loads((run / "config.json").read_text())
+    values["num_epochs"] = 2
+    (run / "config.json").write_text(json.dumps(values))
+    command = ["", f"--workdir={run}", str(folder)]
+    assert predict.main(command) == 2
+    assert "take what it has by --allow_unfinished" in capsys.readouterr().err
+    assert predict.main([*command, "--allow_unfinished"]) == 0
+    assert predict.main([*command, "--allow_unfinished", "--ema"]) == 2
+    assert "has no moving average: optimizer.ema_decay=0.0" in capsys.readouterr().err
+    command = ["", f"--workdir={run}", f"--output={tmp_path / 'x'}", "--ema"]
+    assert export.main(command) == 2
+    assert "has no moving average" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from mixmo_jax.evaluation import metrics
 from mixmo_jax.evaluation.corruptions import score_corruptions
 from mixmo_jax.main import main
 from mixmo_jax.runs import workdir
-from mixmo_jax.runs.metric_writer import RESULTS
+from mixmo_jax.runs.metric_writer import CORRUPTIONS, RESULTS, discard_results
 
 SEVERITIES = ["1", "2", "3", "4", "5"]
 N = 40  # images of a severity
@@ -183,7 +183,9 @@ def test_command_line_scores_corruptions_of_an_ensemble(folder, copies, capsys):
         cells = [f"{100 * accuracy:.2f} %" for accuracy in accuracies]
         (line,) = [x for x in output.splitlines() if x.split()[:1] == [name] and "%" in x]
         assert line.split() == [name, *" ".join(cells).split()]
-    results = json.loads((copies[0] / workdir.ENSEMBLE_CORRUPTIONS).read_text())
+    written = json.loads((copies[0] / workdir.ENSEMBLE_CORRUPTIONS).read_text())
+    assert written["runs"] == [str(copy.resolve()) for copy in copies]
+    results = written["scores"]
     assert results.keys() == expected.keys()
     assert results["noise"]["3"].keys() == expected["noise"]["3"].keys()
     assert results["mean"]["mean"]["nll"] == pytest.approx(expected["mean"]["mean"]["nll"])
@@ -192,12 +194,17 @@ def test_command_line_scores_corruptions_of_an_ensemble(folder, copies, capsys):
 
 def test_command_line_scores_corruptions_of_one_run(folder, copies, test_split, capsys):
     assert main(["", "--mode=evaluate", f"--workdir={copies[0]}", f"--corruptions={folder}"]) == 0
-    results = json.loads((copies[0] / workdir.CORRUPTIONS).read_text())
+    written = json.loads((copies[0] / CORRUPTIONS).read_text())
+    assert (written["images"], written["epochs"]) == (folder.name, [1])
+    assert written["ensemble"] == "logits"
+    results = written["scores"]
     logits = mixmo_jax.load(copies[0]).logits(test_split.images[:N])
     clean = metrics.ensemble_metrics(logits, test_split.labels[:N])
     expected = {name: value for name, value in clean.items() if np.isfinite(value)}
     found = {name: results["darkness"]["1"][name] for name in expected}  # divided by 1
     chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-6)
+    discard_results(copies[0])  # as a run does that trains on
+    assert not (copies[0] / CORRUPTIONS).exists()
 
 
 def test_command_line_scores_an_ensemble(copies, test_split, capsys):

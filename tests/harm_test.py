@@ -74,6 +74,7 @@ def stop(folder):
     """SIGTERM inside the second epoch; returns the step that the run says it has saved."""
     process = harm.start(folder)
     harm.wait_until(lambda: line("epoch 1/3")(folder), process)
+    time.sleep(0.2)
     process.terminate()
     assert process.wait(timeout=200) == 143
     *_, message = harm.err_file(folder).read_text().splitlines()

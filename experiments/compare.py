@@ -82,7 +82,9 @@ def main() -> None:
 
 def add_arguments(parser: argparse.ArgumentParser, *, seeds: str, output: str) -> None:
     """Adds what all comparisons have in common, with these defaults."""
-    parser.add_argument("--seeds", default=seeds, help="their number, or 0,1,4; %(default)s")
+    parser.add_argument(
+        "--seeds", default=seeds, help="their number; or 0,1,4, or 4, for one; %(default)s"
+    )
     parser.add_argument("--output", type=expand, default=pathlib.Path(output), help=output)
     parser.add_argument(
         "--corruptions",

@@ -211,7 +211,7 @@ def parse_variant(text: str) -> Variant:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Reads a number of seeds, or seeds separated by commas."""
+    """Reads a number of seeds, or seeds separated by commas; "4," is the seed 4."""
     numbers = parse_numbers("seeds", text)
     return numbers if "," in text else list(range(numbers[0]))
 
@@ -219,7 +219,7 @@ def parse_seeds(text: str) -> list[int]:
 def parse_numbers(name: str, text: str) -> list[int]:
     """Reads integers separated by commas."""
     try:
-        return [int(part) for part in text.split(",")]
+        return [int(part) for part in text.removesuffix(",").split(",")]
     except ValueError:
         raise InputError(f"{name}={text}: expected a number, or numbers like 0,1,4") from None
 

@@ -233,6 +233,7 @@ def test_variants_and_seeds_as_written():
     assert variant.folder(pathlib.Path("x"), 3) == pathlib.Path("x/my_way-s3")
     assert variants.parse_seeds("3") == [0, 1, 2]
     assert variants.parse_seeds("1,4") == [1, 4]
+    assert variants.parse_seeds("4,") == [4]
     for text in ("cut_mixmo", "=mimo", "a=", "a=mimo alpha"):
         with pytest.raises(InputError, match="expected 'LABEL=METHOD FIELD=VALUE …'"):
             variants.parse_variant(text)

@@ -5,8 +5,9 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
-from benchmark import random_dataset
+from benchmark import random_dataset, ready_batch
 from flops import model_flops
 
 from mixmo_jax import config as config_lib
@@ -76,3 +77,13 @@ def test_wrong_field_is_one_line():
     done = run("benchmark.py", "--config.batch_siz=3")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "batch_siz: no such config field; did you mean batch_size" in done.stderr
+
+
+def test_ready_batch_is_cut_for_the_devices():
+    """Also the strength of unmixing, which all of them have."""
+    fields = ("model.name=tiny", "batch_size=32", "mixmo.unmix=True")
+    _, config = config_lib.parse("cifar10", [f"--config.{field}" for field in fields])
+    batch = ready_batch(Trainer(config, random_dataset(config, 100)))
+    count = jax.local_device_count()
+    assert batch.unmix.shape == (count,)
+    assert batch.images.shape == (count, 2, 32 // count, 32, 32, 3)

@@ -31,8 +31,6 @@ from mixmo_jax.files import expand, write_json
 from mixmo_jax.inference.model import Model
 from mixmo_jax.inference.network import Network
 from mixmo_jax.input_pipeline.augment import normalize
-from mixmo_jax.input_pipeline.batch import gather, planned_indices
-from mixmo_jax.input_pipeline.plan import epoch_order
 from mixmo_jax.input_pipeline.streaming import create_feed
 from mixmo_jax.mixing import MASKS
 from mixmo_jax.models import create_model
@@ -240,16 +238,8 @@ def model_alone(trainer: Trainer) -> Work:
 
 def ready_batch(trainer: Trainer):
     """The first batch, cut for the devices: [devices, M, B / devices, …]."""
-    split, count = trainer.dataset.train, jax.local_device_count()
-
-    @jax.jit
-    def draw(key: jax.Array):
-        return trainer.plan_fn(key, 0, epoch_order(key, 1, len(split)))
-
-    plan = draw(jax.random.key(0))
-    indices = jax.device_get(planned_indices(plan))
-    raw = gather(split.images, split.labels, *indices, trainer.dataset.image_shape)
-    batch = jax.jit(trainer.batch_fn)(raw, plan)
+    count = jax.local_device_count()
+    batch = jax.jit(trainer.batch_fn)(*trainer.first_batch(jax.random.key(0)))
 
     def cut(array: jax.Array) -> jax.Array:
         if not array.ndim:

@@ -14,8 +14,6 @@ from mixmo_jax import config as config_lib
 from mixmo_jax import datasets, evaluate, processes
 from mixmo_jax.datasets import Dataset
 from mixmo_jax.errors import InputError, Interrupted, warn
-from mixmo_jax.input_pipeline.batch import gather, planned_indices
-from mixmo_jax.input_pipeline.plan import epoch_order
 from mixmo_jax.input_pipeline.streaming import is_streamed
 from mixmo_jax.mixing.mixmo import patch_probability
 from mixmo_jax.runs import plots, workdir
@@ -267,12 +265,9 @@ def _best_checkpoint(dataset: Dataset, folder: pathlib.Path, step: int):
 
 def _draw_training_inputs(trainer: Trainer, key: jax.Array, folder: pathlib.Path) -> None:
     """Draws a few inputs of the first batch, as if it was mixed by patches and as if linearly."""
-    config, split = trainer.config, trainer.dataset.train
-    plan = jax.jit(lambda key: trainer.plan_fn(key, 0, epoch_order(key, 1, len(split))))(key)
-    indices = jax.device_get(planned_indices(plan))
-    raw = gather(split.images, split.labels, *indices, trainer.dataset.image_shape)
+    raw, plan = trainer.first_batch(key)
     kinds = {"ratios": False}
-    if _mixes_by_patches(config):
+    if _mixes_by_patches(trainer.config):
         kinds = {"patches": True, **kinds}
     batch_fn = jax.jit(trainer.batch_fn)
     drawn = {

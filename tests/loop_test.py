@@ -30,8 +30,6 @@ from mixmo_jax.evaluation import metrics
 from mixmo_jax.files import read_json
 from mixmo_jax.inference.loading import load
 from mixmo_jax.input_pipeline import streaming
-from mixmo_jax.input_pipeline.batch import gather, planned_indices
-from mixmo_jax.input_pipeline.plan import epoch_order
 from mixmo_jax.mixing.unmix import unmix_features
 from mixmo_jax.models import create_model
 from mixmo_jax.runs import metric_writer, plots, terminal, workdir
@@ -322,12 +320,9 @@ def test_unmixing_is_part_of_the_step(dataset):
     fields = ("patch_prob=1.0", "unmix=True", "unmix_normalize=True")
     config = tiny_config("cut_mixmo", *(f"--config.mixmo.{field}" for field in fields))
     trainer = Trainer(config, dataset)
-    state, split = trainer.create_state(), dataset.train
-    plan = trainer.plan_fn(state.key, 0, epoch_order(state.key, 1, len(split)))
-    assert plan.unmix == 1
-    indices = jax.device_get(planned_indices(plan))
-    raw = gather(split.images, split.labels, *indices, dataset.image_shape)
-    batch = trainer.batch_fn(raw, plan)
+    state = trainer.create_state()
+    batch = trainer.batch_fn(*trainer.first_batch(state.key))
+    assert batch.unmix == 1
     model = create_model(config.model, dataset.num_classes)
 
     @functools.partial(jax.jit, static_argnames="normalize")

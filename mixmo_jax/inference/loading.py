@@ -3,8 +3,6 @@
 import pathlib
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 import ml_collections
 
 from mixmo_jax.errors import InputError, invalid, shown
@@ -15,7 +13,7 @@ from mixmo_jax.inference.network import Network
 from mixmo_jax.inference.pretrained import is_pretrained, load_pretrained
 from mixmo_jax.inference.results import read_results
 from mixmo_jax.input_pipeline.batch import steps_per_epoch
-from mixmo_jax.models import create_model
+from mixmo_jax.models import create_model, variable_shapes
 from mixmo_jax.runs import workdir
 from mixmo_jax.runs.metric_writer import RESULTS
 from mixmo_jax.training.checkpoints import Checkpoints
@@ -109,8 +107,7 @@ def load_network(
         allowed = f"at most {most} with the dataset of the run"
         raise InputError(f"workdir={folder}: {invalid('batch_size', config.batch_size, allowed)}")
     model = create_model(config.model, len(info["class_names"]))
-    images = jax.ShapeDtypeStruct((1, *info["image_shape"]), jnp.float32)
-    like = jax.eval_shape(lambda images: model.init(jax.random.key(0), images, train=False), images)
+    like = variable_shapes(model, info["image_shape"])
     checkpoints = Checkpoints(folder / workdir.CHECKPOINTS)
     step, variables = checkpoints.restore_variables(like, ema=ema)
     if step != config.num_epochs * epoch_steps and not allow_unfinished:

@@ -10,7 +10,6 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import flax.traverse_util
-import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -36,7 +35,7 @@ from mixmo_jax.inference.model import Model
 from mixmo_jax.inference.model_card import model_card
 from mixmo_jax.inference.network import Network
 from mixmo_jax.inference.pretrained_config import CONFIG, FORMAT_VERSION, LIBRARY
-from mixmo_jax.models import MixMoNet, create_model
+from mixmo_jax.models import MixMoNet, create_model, variable_shapes
 from mixmo_jax.runs.workdir import WEIGHTS
 
 CARD = "README.md"
@@ -217,8 +216,7 @@ def _shapes(
     model: MixMoNet, image_shape: tuple[int, int, int]
 ) -> dict[tuple[str, ...], tuple[int, ...]]:
     """The shapes of a network's variables by their paths; none of them is computed."""
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    like = jax.eval_shape(lambda images: model.init(jax.random.key(0), images, train=False), images)
+    like = variable_shapes(model, image_shape)
     return {path: x.shape for path, x in flax.traverse_util.flatten_dict(like).items()}
 
 

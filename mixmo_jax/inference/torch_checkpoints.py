@@ -9,7 +9,6 @@ import zipfile
 from collections.abc import Mapping, Sequence
 
 import flax.traverse_util
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -19,7 +18,7 @@ from mixmo_jax.errors import InputError
 from mixmo_jax.files import ARRAY_DAMAGE, expand, reading, too_large
 from mixmo_jax.inference.model import Model
 from mixmo_jax.inference.network import Network
-from mixmo_jax.models import NETWORKS, MixMoNet
+from mixmo_jax.models import NETWORKS, MixMoNet, variable_shapes
 
 StateDict = Mapping[str, np.ndarray]
 
@@ -128,8 +127,7 @@ def convert(state_dict: StateDict) -> tuple[MixMoNet, dict, dict[str, object]]:
     arguments = {name: value for name, value in fields.items() if name != "name"}
     build = NETWORKS[fields["name"]]
     model = build(**arguments, num_classes=num_classes, dtype=jnp.dtype("float32"))
-    images = jnp.zeros((1, 32, 32, 3), jnp.float32)
-    like = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+    like = variable_shapes(model, (32, 32, 3))
     taken = set()
     flat = {
         path: _take(arrays, path, leaf.shape, taken)

@@ -50,3 +50,14 @@ def create_model(
         )
     except InputError as error:
         raise InputError(f"model.{error}") from None
+
+
+def variable_shapes(model: MixMoNet, image_shape: tuple[int, int, int]) -> dict:
+    """Returns the tree of a network's variables, each only as shape and dtype.
+
+    Args:
+      model: The network.
+      image_shape: (H, W, C) of an image.
+    """
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    return jax.eval_shape(lambda images: model.init(jax.random.key(0), images, train=False), images)

@@ -16,6 +16,7 @@ from mixmo_jax.errors import InputError, invalid
 from mixmo_jax.evaluation import metrics
 from mixmo_jax.evaluation.logits import make_logits_fn
 from mixmo_jax.input_pipeline import batch as batch_lib
+from mixmo_jax.input_pipeline.plan import BatchPlan, epoch_order
 from mixmo_jax.input_pipeline.streaming import Call, create_feed
 from mixmo_jax.mixing.unmix import unmix_features
 from mixmo_jax.models import create_model
@@ -71,6 +72,23 @@ class Trainer:
         ema = self.config.optimizer.ema_decay > 0
         shape = self.dataset.image_shape
         return create_train_state(self.config.seed, self.model, self.tx, shape, ema=ema)
+
+    def first_batch(self, key: jax.Array) -> tuple[batch_lib.RawBatch, BatchPlan]:
+        """Returns the images and labels of a run's first batch, and its plan, for `batch_fn`.
+
+        Args:
+          key: The key of the run, that of its train state.
+        """
+        split = self.dataset.train
+
+        @jax.jit
+        def draw(key):
+            return self.plan_fn(key, 0, epoch_order(key, 1, len(split)))
+
+        plan = draw(key)
+        indices = jax.device_get(batch_lib.planned_indices(plan))
+        shape = self.dataset.image_shape
+        return batch_lib.gather(split.images, split.labels, *indices, shape), plan
 
     def create_train_step(self, fetch_fn: Callable, batch_fn: Callable | None = None) -> Callable:
         """Returns the training step, see `training.step.make_train_step`.

@@ -131,6 +131,7 @@ STUDIES = {
             _PLAIN,
             # With b = 2 the others take two to three times as many steps.
             Variant(_LONGER, "vanilla", length=3),
+            Variant("cutmix, epochs x 3", "cutmix", length=3, against=_LONGER),
             Variant("mimo", "mimo", (_B2,), against=_LONGER),
             Variant("linear_mixmo", "linear_mixmo", (_B2,), against=_LONGER),
             Variant("cut_mixmo", "cut_mixmo", (_B2,), against=_LONGER),

@@ -540,15 +540,23 @@ def committed_comparisons():
     yield Comparison("cifar100", rows, results["seeds"], RESULTS / "cifar100-10k", [])
     methods = [Variant(method, method) for method in common.METHODS]
     yield Comparison("digits", methods, list(range(10)), RESULTS / "digits", [])
-    for images in ("", "50"):
-        given = {"output": RESULTS, "widths": "1,2", "seeds": "5", "images": images}
+    rows = [v.label for v in studies.STUDIES["few_images"].variants if v.method != "cutmix"]
+    seeds = ",".join(map(str, range(5, 15)))
+    again = ["vanilla, epochs x 3", "cutmix, epochs x 3", "cut_mixmo"]
+    for given in (
+        {"images": "", "widths": "1,2", "row": rows},
+        {"images": "50", "widths": "1,2", "row": rows},
+        {"images": "50", "widths": "4", "row": rows[:6]},
+        {"images": "50", "widths": "4", "row": again, "seeds": seeds, "output": RESULTS / "again"},
+    ):
+        given = {"output": RESULTS, "seeds": "5", **given}
         yield from studies.create_comparisons(arguments_of("few_images", **given), [])
 
 
 def test_committed_results_need_no_training():
     """The comparison goes on from them on a machine that has none of the folders."""
     tables = list(committed_comparisons())
-    assert len(tables) == 6
+    assert len(tables) == 8
     for comparison in tables:
         if comparison.config == "digits":  # the rows of the other one have different seeds
             assert compare.missing_runs(comparison) == []

@@ -183,8 +183,8 @@ def create_comparisons(arguments: argparse.Namespace, overrides: list[str]) -> l
     for label in arguments.row or ():
         if label not in labels:
             raise unknown("row", label, labels, where=f"--dry_run of {name}")
-    chosen = [v for v in study.variants if v.label in (arguments.row or labels)]
-    variants = [v._replace(length=v.length * arguments.scale) for v in chosen]
+    kept = [v for v in study.variants if v.label in (arguments.row or labels)]
+    variants = [v._replace(length=v.length * arguments.scale) for v in kept]
     overrides = merge(merge([], study.overrides) + overrides, ())
     comparisons = []
     for width in (arguments.widths or study.widths).split(","):

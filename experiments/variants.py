@@ -135,8 +135,7 @@ class Comparison(NamedTuple):
     def command(self, variant: Variant) -> list[str]:
         """The command that trains one seed of a variant, wherever the data are."""
         flags = variant.flags(self.config, self.overrides)
-        names = [flag.partition("=")[0].removeprefix("--config.") for flag in flags]
-        kept = [f for f, name in zip(flags, names, strict=True) if name not in NEUTRAL_FIELDS]
+        kept = [flag for flag in flags if _field_of(flag) not in NEUTRAL_FIELDS]
         seed = ["--config.dataset.split_seed=SEED"] * self.own_split + ["--config.seed=SEED"]
         main = ["python", "-m", "mixmo_jax.main"]
         return [*main, f"--config={self.config}:{variant.method}", *kept, *seed]
@@ -158,7 +157,7 @@ class Comparison(NamedTuple):
                 raise InputError(f"labels {both}: expected labels that differ as folders, {name}")
             names[name] = variant.label
         flags = [*self.overrides, *(field for v in self.variants for field in v.fields)]
-        fields = [flag.partition("=")[0].removeprefix("--config.") for flag in flags]
+        fields = [_field_of(flag) for flag in flags]
         for field in ("seed", *["dataset.split_seed"] * self.own_split):
             if field in fields:
                 raise InputError(f"{field}: cannot be set here; it follows from --seeds")
@@ -287,6 +286,11 @@ def check_same(what: object, found: dict[str, object], expected: dict[str, objec
         values = [shown(fields.get(different[0], "the default")) for fields in (found, expected)]
         change = f"{different[0]}={values[0]} (now {values[1]})"
         raise InputError(f"{what}: made with {change}; choose another --output")
+
+
+def _field_of(flag: str) -> str:
+    """The field that a flag, or `FIELD=VALUE`, sets."""
+    return flag.partition("=")[0].removeprefix("--config.")
 
 
 def _file_name(label: str) -> str:

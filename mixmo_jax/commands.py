@@ -15,6 +15,7 @@ import jaxlib
 from mixmo_jax import config as config_lib
 from mixmo_jax import schema
 from mixmo_jax.errors import InputError, Interrupted, unknown, warn
+from mixmo_jax.evaluation.ensemble import ENSEMBLES
 from mixmo_jax.files import execute_module, expand
 
 DEFECTIVE_JAXLIB = ("0.10.2",)  # github.com/jax-ml/jax/issues/39103
@@ -98,8 +99,6 @@ def import_plugins(files: Sequence[str]) -> None:
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say which trained network, or ensemble, is loaded."""
-    from mixmo_jax.evaluation.ensemble import ENSEMBLES
-
     parser.add_argument(
         "--workdir", required=True, help="a finished run or pretrained network, or several: A,B,C"
     )

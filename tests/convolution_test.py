@@ -1,4 +1,4 @@
-"""The weight gradient that a CPU computes in blocks is XLA's own; elsewhere it is left to XLA."""
+"""The gradients that a CPU computes in its own way are XLA's; elsewhere they are left to XLA."""
 
 import re
 
@@ -58,14 +58,30 @@ def test_gradients_are_those_of_xla(shape, kernel_shape, stride, padding, block_
             np.testing.assert_allclose(actual, expected, rtol=1e-11, atol=1e-11)
 
 
-def test_bfloat16_is_summed_in_float32():
-    """The gradient is that of the rounded arguments, rounded once."""
-    x, kernel, weights = draw((64, 16, 16, 3), (3, 3, 3, 4), 1, "SAME", jnp.bfloat16)
-    actual = gradients(convolve, 1, "SAME", x, kernel, weights)(x, kernel)[1][1]
+@pytest.mark.parametrize(("shape", "kernel_shape", "stride", "padding"), CASES)
+def test_the_input_gradient_of_narrow_dtypes_is_that_of_xla(
+    shape, kernel_shape, stride, padding, monkeypatch
+):
+    monkeypatch.setattr(convolution, "_is_wide", lambda dtype: False)
+    with jax.enable_x64(True):
+        x, kernel, weights = draw(shape, kernel_shape, stride, padding, jnp.float64)
+
+        def gradient(function):
+            return jax.grad(lambda x: (function(x, kernel, stride, padding) * weights).sum())(x)
+
+        np.testing.assert_allclose(gradient(convolve), gradient(native), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_bfloat16_is_summed_in_float32(stride):
+    """The gradients are those of the rounded arguments, rounded once; those of blocks twice."""
+    x, kernel, weights = draw((64, 16, 16, 3), (3, 3, 3, 4), stride, "SAME", jnp.bfloat16)
+    actual = gradients(convolve, stride, "SAME", x, kernel, weights)(x, kernel)[1]
     wide = [array.astype(jnp.float32) for array in (x, kernel, weights)]
-    expected = gradients(native, 1, "SAME", *wide)(*wide[:2])[1][1]
-    assert actual.dtype == jnp.bfloat16
-    np.testing.assert_allclose(actual.astype(jnp.float32), expected, rtol=2**-8, atol=1e-2)
+    expected = gradients(native, stride, "SAME", *wide)(*wide[:2])[1]
+    for found, exact in zip(actual, expected, strict=True):
+        assert found.dtype == jnp.bfloat16
+        np.testing.assert_allclose(found.astype(jnp.float32), exact, rtol=2**-8, atol=1e-2)
 
 
 @pytest.mark.parametrize(("platform", "loops"), [("tpu", 0), ("cuda", 0), ("cpu", 1)])

@@ -1,4 +1,4 @@
-"""The convolution of all networks, whose weight gradient is fast on a CPU, too.
+"""The convolution of all networks, whose gradients are fast on a CPU, too.
 
 Glossary: B batch, [H, W, I] input, [h, w, O] output, [u, v] kernel.
 """
@@ -38,8 +38,11 @@ def convolve(
 
 def precision_of(dtype: jnp.dtype) -> jax.lax.Precision:
     """The precision of products in a dtype: float32 is not rounded on the way."""
-    wide = jnp.dtype(dtype).itemsize >= 4
-    return jax.lax.Precision.HIGHEST if wide else jax.lax.Precision.DEFAULT
+    return jax.lax.Precision.HIGHEST if _is_wide(dtype) else jax.lax.Precision.DEFAULT
+
+
+def _is_wide(dtype: jnp.dtype) -> bool:
+    return jnp.dtype(dtype).itemsize >= 4
 
 
 def _native(x, kernel, stride, pads):
@@ -61,17 +64,43 @@ def _forward(x, kernel, stride, pads):
 
 
 def _backward(stride, pads, residuals, dy):
-    """XLA's own gradients; on a CPU, where its weight gradient is slow, another one."""
+    """XLA's own gradients; on a CPU others, where those are slow."""
     x, kernel = residuals
-    x_vjp = jax.vjp(lambda x: _native(x, kernel, stride, pads), x)[1]
-    kernel_vjp = jax.vjp(lambda kernel: _native(x, kernel, stride, pads), kernel)[1]
-    gradient = jax.lax.platform_dependent(
-        x,
-        dy,
-        cpu=functools.partial(_in_blocks, kernel_shape=kernel.shape, stride=stride, pads=pads),
-        default=lambda x, dy: kernel_vjp(dy)[0],
-    )
-    return x_vjp(dy)[0], gradient
+    options = {"stride": stride, "pads": pads}
+
+    def own(x, kernel, dy):
+        x_vjp = jax.vjp(lambda x: _native(x, kernel, **options), x)[1]
+        dx = x_vjp(dy)[0] if _is_wide(x.dtype) else _transposed(dy, kernel, x.shape, **options)
+        return dx, _in_blocks(x, dy, kernel_shape=kernel.shape, **options)
+
+    def native(x, kernel, dy):
+        return jax.vjp(functools.partial(_native, **options), x, kernel)[1](dy)
+
+    return jax.lax.platform_dependent(x, kernel, dy, cpu=own, default=native)
+
+
+def _transposed(
+    dy: jax.Array,
+    kernel: jax.Array,
+    shape: Sequence[int],
+    *,
+    stride: int,
+    pads: Sequence[tuple[int, int]],
+) -> jax.Array:
+    """The input gradient as an ordinary convolution: the only form that oneDNN computes.
+
+    See `XLA_FLAGS` in docs/accelerators.md for what that gains in bfloat16.
+    """
+    sides = zip(shape[1:3], kernel.shape[:2], dy.shape[1:3], pads, strict=True)
+    around = [
+        (window - 1 - low, length - 1 + low - stride * (count - 1), stride - 1)
+        for length, window, count, (low, _) in sides
+    ]
+    dy = jax.lax.pad(dy, jnp.zeros((), dy.dtype), [(0, 0, 0), *around, (0, 0, 0)])
+    kernel = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+    # Without the barrier XLA turns this into the form of a gradient again.
+    dy, kernel = jax.lax.optimization_barrier((dy, kernel))
+    return _native(dy, kernel, 1, ((0, 0), (0, 0)))
 
 
 _convolve.defvjp(_forward, _backward)
@@ -98,7 +127,7 @@ def _in_blocks(
         for n in range(1, batch + 1)
         if batch % n == 0 and (n * image_bytes <= _BLOCK_BYTES or n == 1)
     )
-    dtype = x.dtype if x.dtype.itemsize >= 4 else jnp.float32
+    dtype = x.dtype if _is_wide(x.dtype) else jnp.float32
 
     def add(total, block):
         x, dy = block
@@ -114,8 +143,7 @@ def _in_blocks(
                 dy,
                 (((0,), (0,)), ((), ())),
                 precision=precision_of(x.dtype),
-                preferred_element_type=dtype,
-            )
+            ).astype(dtype)
             for i in range(u)
         ]
         return total + jnp.stack(products), None

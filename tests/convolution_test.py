@@ -100,3 +100,21 @@ def test_only_a_cpu_has_a_program_of_its_own(platform, loops):
     if not loops:
         assert found[convolve] == found[native]
         assert "dot_general" not in texts[convolve]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_cpu_computes_bfloat16_in_the_form_that_its_matrix_units_take(stride):
+    """Forward convolutions and products: no reversed or dilated ones, no result in float32."""
+    x, kernel, weights = draw((8, 12, 10, 3), (3, 3, 3, 4), stride, "SAME", jnp.bfloat16)
+    step = gradients(convolve, stride, "SAME", x, kernel, weights)
+    text = step.trace(x, kernel).lower(lowering_platforms=("cpu",)).as_text()
+    lines = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+    assert len(lines) == 2
+    for line in lines:
+        assert "[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]" in line
+        assert "reverse = [false, false]" in line
+        assert "lhs_dilate = [1, 1]" in line
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert len(products) == 3
+    assert all(line.endswith("bf16>") for line in products)
+    assert text.count("optimization_barrier") == 1

@@ -76,6 +76,7 @@ def test_run_leaves_everything_in_its_folder(finished_run):
     assert results["scores"] == pytest.approx(lines[-1]["test"], rel=1e-5)
     assert sorted(int(f.name) for f in (folder / "checkpoints").iterdir()) == [29, 58]
     assert results["environment"]["jax"] == jax.__version__
+    assert results["environment"]["xla_flags"] == os.environ.get("XLA_FLAGS")
     assert results["training_seconds"] == sum(line["seconds"] for line in lines)
     with np.load(folder / "logits.npz") as arrays:
         assert metrics.ensemble_metrics(arrays["logits"], arrays["labels"]) == results["scores"]

@@ -16,7 +16,7 @@ def describe_environment() -> dict[str, object]:
     """Returns the versions, the commit if known, the processor and the devices that compute here.
 
     `cpu` is the model of the processor, None if it is not known; `cpu_count` the number of its
-    cores that this process may use.
+    cores that this process may use; `xla_flags` what XLA was told, None if nothing.
     """
     return {
         "mixmo_jax": mixmo_jax.__version__,
@@ -27,6 +27,7 @@ def describe_environment() -> dict[str, object]:
         "flax": flax.__version__,
         "cpu": _processor(),
         "cpu_count": _num_cores(),
+        "xla_flags": os.environ.get("XLA_FLAGS"),
         "device_kind": jax.devices()[0].device_kind,
         "device_count": jax.device_count(),
     }

@@ -62,7 +62,7 @@ def test_gradients_are_those_of_xla(shape, kernel_shape, stride, padding, block_
 def test_the_input_gradient_of_narrow_dtypes_is_that_of_xla(
     shape, kernel_shape, stride, padding, monkeypatch
 ):
-    monkeypatch.setattr(convolution, "_is_wide", lambda dtype: False)
+    monkeypatch.setattr(convolution, "is_wide", lambda dtype: False)
     with jax.enable_x64(True):
         x, kernel, weights = draw(shape, kernel_shape, stride, padding, jnp.float64)
 

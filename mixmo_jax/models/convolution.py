@@ -38,10 +38,11 @@ def convolve(
 
 def precision_of(dtype: jnp.dtype) -> jax.lax.Precision:
     """The precision of products in a dtype: float32 is not rounded on the way."""
-    return jax.lax.Precision.HIGHEST if _is_wide(dtype) else jax.lax.Precision.DEFAULT
+    return jax.lax.Precision.HIGHEST if is_wide(dtype) else jax.lax.Precision.DEFAULT
 
 
-def _is_wide(dtype: jnp.dtype) -> bool:
+def is_wide(dtype: jnp.dtype) -> bool:
+    """Whether a dtype of floats has at least the precision of float32."""
     return jnp.dtype(dtype).itemsize >= 4
 
 
@@ -68,15 +69,18 @@ def _backward(stride, pads, residuals, dy):
     x, kernel = residuals
     options = {"stride": stride, "pads": pads}
 
-    def own(x, kernel, dy):
+    def on_cpu(x, kernel, dy):
         x_vjp = jax.vjp(lambda x: _native(x, kernel, **options), x)[1]
-        dx = x_vjp(dy)[0] if _is_wide(x.dtype) else _transposed(dy, kernel, x.shape, **options)
+        dx = x_vjp(dy)[0] if is_wide(x.dtype) else _transposed(dy, kernel, x.shape, **options)
         return dx, _in_blocks(x, dy, kernel_shape=kernel.shape, **options)
 
-    def native(x, kernel, dy):
+    def elsewhere(x, kernel, dy):
         return jax.vjp(functools.partial(_native, **options), x, kernel)[1](dy)
 
-    return jax.lax.platform_dependent(x, kernel, dy, cpu=own, default=native)
+    return jax.lax.platform_dependent(x, kernel, dy, cpu=on_cpu, default=elsewhere)
+
+
+_convolve.defvjp(_forward, _backward)
 
 
 def _transposed(
@@ -103,9 +107,6 @@ def _transposed(
     return _native(dy, kernel, 1, ((0, 0), (0, 0)))
 
 
-_convolve.defvjp(_forward, _backward)
-
-
 def _in_blocks(
     x: jax.Array,
     dy: jax.Array,
@@ -117,7 +118,8 @@ def _in_blocks(
     """The weight gradient as products of small blocks of the batch, summed in float32 or wider.
 
     XLA takes it for a convolution over batch and map, and transposes both operands for it. That
-    takes two to three times as long as this on a CPU.
+    takes two to three times as long as this on a CPU. The product of a block has the dtype of its
+    factors, as oneDNN computes no other.
     """
     u, v, features, outputs = kernel_shape
     batch, h, w, _ = dy.shape
@@ -127,7 +129,7 @@ def _in_blocks(
         for n in range(1, batch + 1)
         if batch % n == 0 and (n * image_bytes <= _BLOCK_BYTES or n == 1)
     )
-    dtype = x.dtype if _is_wide(x.dtype) else jnp.float32
+    dtype = x.dtype if is_wide(x.dtype) else jnp.float32
 
     def add(total, block):
         x, dy = block

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mixmo_jax.models.convolution import convolve
+from mixmo_jax.models.convolution import convolve, is_wide
 
 # He normal on the fan-in, truncated at two standard deviations; the scale is that after the
 # truncation. The leading axis of a stacked kernel [M, ...] does not count.
@@ -54,5 +54,4 @@ def make_norm(dtype: jnp.dtype, train: bool, axis_name: str | None) -> functools
 
 def global_average_pool(x: jax.Array) -> jax.Array:
     """Averages over the map, in float32 or wider: [B, h, w, F] → [B, F]."""
-    wide = x.dtype.itemsize >= 4
-    return x.astype(x.dtype if wide else jnp.float32).mean((1, 2))
+    return x.astype(x.dtype if is_wide(x.dtype) else jnp.float32).mean((1, 2))

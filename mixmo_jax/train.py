@@ -29,7 +29,8 @@ from mixmo_jax.runs.metric_writer import (
 from mixmo_jax.runs.signals import StopSignals
 from mixmo_jax.runs.terminal import Progress
 from mixmo_jax.training.checkpoints import BestCheckpoint, Checkpoints, EpochProgress
-from mixmo_jax.training.loop import Trainer, check_network
+from mixmo_jax.training.checks import check_network
+from mixmo_jax.training.loop import Trainer
 from mixmo_jax.training.outputs import MetricWriter, Outputs
 from mixmo_jax.training.step import TrainState
 

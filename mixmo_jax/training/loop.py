@@ -12,7 +12,6 @@ import numpy as np
 
 from mixmo_jax import devices, processes
 from mixmo_jax.datasets import Dataset
-from mixmo_jax.errors import InputError, invalid
 from mixmo_jax.evaluation import metrics
 from mixmo_jax.evaluation.logits import make_logits_fn
 from mixmo_jax.input_pipeline import batch as batch_lib
@@ -21,6 +20,7 @@ from mixmo_jax.input_pipeline.streaming import Call, create_feed
 from mixmo_jax.mixing.unmix import unmix_features
 from mixmo_jax.models import create_model
 from mixmo_jax.training.checkpoints import EpochProgress
+from mixmo_jax.training.checks import check_network, check_sizes
 from mixmo_jax.training.losses import weighted_cross_entropy
 from mixmo_jax.training.optimizers import create_optimizer, warmup_steps
 from mixmo_jax.training.outputs import Outputs, ProgressDisplay
@@ -55,7 +55,14 @@ class Trainer:
         self.steps_per_epoch = batch_lib.steps_per_epoch(config, len(dataset.train))
         self.warmup_steps = warmup_steps(config, self.steps_per_epoch)
         self.model = create_model(config.model, dataset.num_classes, devices.AXIS)
-        _check_sizes(self)
+        check_network(config)
+        check_sizes(
+            config,
+            dataset,
+            steps_per_epoch=self.steps_per_epoch,
+            warmup_steps=self.warmup_steps,
+            stride=self.model.stem_stride,
+        )
         self.tx, self.schedule = create_optimizer(config, self.steps_per_epoch)
         self.plan_fn = batch_lib.make_plan_fn(config, len(dataset.train))
         stem_shape = self.model.stem_shape(*dataset.image_shape[:2])
@@ -285,35 +292,3 @@ class Trainer:
             "is from before; a lower optimizer.learning_rate than "
             f"{self.config.optimizer.learning_rate} may help"
         )
-
-
-def check_network(config: ml_collections.ConfigDict) -> None:
-    """Checks what needs no dataset, which may take long to load.
-
-    Raises:
-      InputError: if the batch does not fit the devices, or the network's description is not valid.
-    """
-    create_model(config.model, num_classes=1)
-    count = jax.device_count()
-    if config.batch_size % count:
-        raise invalid("batch_size", config.batch_size, f"a multiple of the {count} devices")
-
-
-def _check_sizes(trainer: Trainer) -> None:
-    """Raises `InputError` unless batch, images and numbers of steps fit together."""
-    config, dataset = trainer.config, trainer.dataset
-    check_network(config)
-    if not trainer.steps_per_epoch:
-        most = len(dataset.train) * config.batch_repetitions
-        raise invalid("batch_size", config.batch_size, f"at most {most} with this dataset")
-    for field, steps in {
-        "num_epochs": config.num_epochs * trainer.steps_per_epoch,
-        "optimizer.warmup_steps": trainer.warmup_steps,
-    }.items():
-        if steps >= 2**31:  # they are counted in int32
-            raise InputError(f"{field}: {steps:,} steps, expected fewer than 2**31")
-    stride, (height, width, _) = trainer.model.stem_stride, dataset.image_shape
-    if height % stride or width % stride:
-        allowed = f"multiples of the encoders' stride {stride}"
-        where = "dataset.image_size sets the size of image_folder"
-        raise InputError(f"images: {height}x{width} pixels, expected {allowed}; {where}")

@@ -46,7 +46,7 @@ def get_config(method: str = DEFAULT_METHOD) -> ml_collections.ConfigDict:
     config.model.depth = 28  # wide_resnet: 6n + 4; preact_resnet: 18
     config.model.width = 10  # factor on the channels of every stage
     config.model.num_members = 1  # M
-    # "float32", "bfloat16", or "auto": bfloat16 on GPU and TPU, float32 on CPU. Parameters,
+    # "float32", "bfloat16", or "auto": bfloat16 on TPU and recent GPUs, else float32. Parameters,
     # statistics and loss are float32 in any case.
     config.model.dtype = "auto"
 
@@ -63,9 +63,9 @@ def get_config(method: str = DEFAULT_METHOD) -> ml_collections.ConfigDict:
     config.mixmo.weight_root = 3.0
 
     # Unmixing: in batches mixed by patches each head sees mostly the part of the last features
-    # where its own input is; from full strength it fades out until this fraction of the run.
+    # where its own input is.
     config.mixmo.unmix = False
-    config.mixmo.unmix_until = 1 / 3
+    config.mixmo.unmix_until = 1 / 3  # fraction of the run at which that has faded out; inf: never
     config.mixmo.unmix_normalize = False  # divide by the mean of the weights of the positions
     # How the mask is brought to the size of the features: averaged over "area", or "nearest".
     config.mixmo.unmix_resize = "area"

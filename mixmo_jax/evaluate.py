@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 
 from mixmo_jax import datasets
-from mixmo_jax.datasets import Dataset, Split
+from mixmo_jax.datasets import Dataset
 from mixmo_jax.errors import InputError
 from mixmo_jax.evaluation import calibration, corruptions, metrics
 from mixmo_jax.evaluation.ensemble import ENSEMBLES, ensemble_log_probs
@@ -41,7 +42,8 @@ def evaluate_run(
       overrides: See `workdir.read_config`.
       dataset: The dataset of the run, if it has been loaded already.
       ensemble: How the members are combined; by default as the run's config says.
-      allow_unfinished: Whether to take the newest checkpoint of a run that is not finished.
+      allow_unfinished: Whether to take the best or newest checkpoint of a run that is not
+        finished.
 
     Returns:
       The metrics, see `metrics.ensemble_metrics`.
@@ -68,7 +70,7 @@ def evaluate_run(
     )
     if config.optimizer.ema_decay:
         average = load_network(folder, config, allow_unfinished=allow_unfinished, ema=True)
-        logits = Model([average], model.ensemble).logits(_in_memory(dataset.test))
+        logits = Model([average], model.ensemble).logits(dataset.test.images)
         scores = metrics.ensemble_metrics(logits, dataset.test.labels, model.ensemble)
         results["ema_scores"] = scores
         print(f"  accuracy of the moving average of the weights: {scores['accuracy']:.2%}")
@@ -91,7 +93,8 @@ def evaluate_ensemble(
       folders: The folders of the runs.
       overrides: Overrides for the first one's config, see `workdir.read_config`.
       ensemble: How the members are combined; by default as the first run's config says.
-      allow_unfinished: Whether to take the newest checkpoint of a run that is not finished.
+      allow_unfinished: Whether to take the best or newest checkpoint of a run that is not
+        finished.
 
     Returns:
       The metrics, see `metrics.ensemble_metrics`.
@@ -141,7 +144,8 @@ def evaluate_corruptions(
       folders: The folders of the runs.
       images: The folder of the images, in the layout of CIFAR-10-C.
       ensemble: How the members are combined; by default as the first run's config says.
-      allow_unfinished: Whether to take the newest checkpoint of a run that is not finished.
+      allow_unfinished: Whether to take the best or newest checkpoint of a run that is not
+        finished.
 
     Returns:
       The metrics, see `corruptions.score_corruptions`.
@@ -212,7 +216,10 @@ def _import_variables(
     tx, _ = create_optimizer(config, steps)
     state = create_train_state(config.seed, model, tx, dataset.image_shape)
     ema = variables if config.optimizer.ema_decay else None
-    state = state.replace(step=jnp.int32(config.num_epochs * steps), ema=ema, **variables)
+    step = jnp.int32(config.num_epochs * steps)
+    # The learning rate goes by the optimizer's own count, should the run get more epochs.
+    opt_state = optax.tree_utils.tree_set(state.opt_state, count=step)
+    state = state.replace(step=step, ema=ema, opt_state=opt_state, **variables)
     kept = [workdir.CHECKPOINTS] + [workdir.BEST] * (dataset.validation is not None)
     for name in kept:
         with Checkpoints(folder / name) as checkpoints:
@@ -240,13 +247,13 @@ def _evaluate(
 ) -> dict[str, object]:
     """Scores a model before and after temperature scaling; prints, draws and keeps it."""
     test, weights = dataset.test, model.weights
-    logits = model.logits(_in_memory(test))
+    logits = model.logits(test.images)
     plain = metrics.ensemble_metrics(logits, test.labels, model.ensemble, weights)
     scaled, temperatures = metrics.scaled_metrics(logits, test.labels, model.ensemble, weights)
     fitted_on, split, split_logits = "test", test, logits
     if dataset.validation is not None:
         fitted_on, split = "validation", dataset.validation
-        split_logits = model.logits(_in_memory(split))
+        split_logits = model.logits(split.images)
     fitted = {
         kind: calibration.fit_temperature(split_logits, split.labels, kind, weights)
         for kind in ENSEMBLES
@@ -268,10 +275,6 @@ def _evaluate(
         "scaled_scores": scaled,
         "temperatures": temperatures,
     }
-
-
-def _in_memory(split: Split) -> np.ndarray:
-    return np.asarray(split.images)
 
 
 def _pictures(folder: pathlib.Path) -> str:

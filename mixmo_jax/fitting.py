@@ -64,7 +64,9 @@ def fit(
       FloatingPointError: if the loss or a weight is not finite.
     """
     if not processes.is_alone():
-        raise InputError("fit: trains in one process only; several train by the command")
+        raise InputError(
+            "fit: trains in one process only; for several, run python -m mixmo_jax.main"
+        )
     writers = list(writers)
     for writer in writers:
         for method in ("start", "write", "close"):
@@ -88,7 +90,7 @@ def _read_config(config: str | ml_collections.ConfigDict) -> ml_collections.Conf
         config = ml_collections.ConfigDict(config.to_dict())
         schema.check(config)
     else:
-        raise InputError(f"config={shown(config)}: expected a text or a ConfigDict")
+        raise InputError(f"config={shown(config)}: expected a string or a ConfigDict")
     config.dataset.name = arrays.NAME
     config_lib.override(config, [])
     return config

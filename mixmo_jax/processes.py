@@ -136,9 +136,9 @@ def check_equal(description: dict[str, object]) -> None:
     first = broadcast_json(description)
     own = json.loads(json.dumps(description))
     differences = [
-        f"{name}={shortened(str(own[name]))} (process 0: {shortened(str(first[name]))})"
-        for name in own
-        if own[name] != first[name]
+        f"{name}={shortened(str(own.get(name)))} (process 0: {shortened(str(first.get(name)))})"
+        for name in {**first, **own}
+        if own.get(name) != first.get(name)
     ]
     if differences:
         which = f"process {jax.process_index()} differs from process 0"

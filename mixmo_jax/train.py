@@ -1,6 +1,7 @@
 """A run from its config to its results: start or resume, train, evaluate."""
 
 import contextlib
+import math
 import pathlib
 import signal
 from collections.abc import Sequence
@@ -45,8 +46,8 @@ def train(
 ) -> dict[str, float] | None:
     """Trains in a folder, or resumes from its last checkpoint; then evaluates.
 
-    On SIGINT or SIGTERM it finishes the step, saves and raises `Interrupted`. Of several processes
-    (see `processes`) only the first one uses the folder.
+    On SIGINT or SIGTERM it finishes the steps under way, saves and raises `Interrupted`. Of several
+    processes (see `processes`) only the first one uses the folder.
 
     Args:
       config: The checked config, see `config.parse`.
@@ -184,7 +185,10 @@ def _check_extension(trainer: Trainer, step: int, folder: pathlib.Path) -> None:
             _mixes_by_patches(config) and bool((old != new).any())
         ),
         "unmixed the steps that are done with another strength": (
-            step > 0 and _mixes_by_patches(config) and config.mixmo.unmix
+            step > 0
+            and _mixes_by_patches(config)
+            and config.mixmo.unmix
+            and math.isfinite(config.mixmo.unmix_until)
         ),
         "done the steps with another learning rate": (
             step > 0 and config.optimizer.schedule == "cosine"
@@ -221,6 +225,7 @@ def _run_epochs(
     if config.num_epochs == 1 and _mixes_by_patches(config):
         warn("the last epoch is mixed linearly, so a run of one epoch never mixes by patches")
     discard_results(folder)  # of fewer epochs
+    checkpoints.delete_after(step)  # damaged ones, which would count as the newest
     _draw_training_inputs(trainer, state.key, folder)
     writers = [*create_writers(folder), *writers]
     done = read_done(folder, epochs_done)

@@ -189,3 +189,9 @@ def test_full_disk_is_noticed_before_anything_is_written(saved, tmp_path, monkey
     with pytest.raises(InputError, match=message), Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state_of(1))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_keys_are_read_whatever_generator_jax_prefers(saved):
+    with jax.default_prng_impl("rbg"):
+        state, _ = Checkpoints(saved).restore(LIKE)
+    assert state["key"] == jax.random.key(20)

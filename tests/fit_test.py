@@ -15,6 +15,7 @@ import pytest
 import mixmo_jax
 from mixmo_jax import config as config_lib
 from mixmo_jax import datasets, fitting, main, processes
+from mixmo_jax import train as train_lib
 from mixmo_jax.errors import InputError, Interrupted
 from mixmo_jax.inference.loading import load_network
 from mixmo_jax.runs import plots
@@ -60,7 +61,8 @@ def fit(workdir, config=None, **arguments):
 @pytest.fixture(autouse=True, scope="module")
 def _no_pictures():
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("learning_curves", "training_inputs", "reliability_diagram"):
+        patch.setattr(train_lib, "_draw_training_inputs", lambda *_: None)
+        for name in ("learning_curves", "reliability_diagram"):
             patch.setattr(plots, name, lambda *_: None)
         yield
 
@@ -206,7 +208,7 @@ def color_config():
     ("arguments", "message"),
     [
         ({"config": "digit"}, "config=digit: no such file; did you mean digits?"),
-        ({"config": {"seed": 1}}, "config={'seed': 1}: expected a text or a ConfigDict"),
+        ({"config": {"seed": 1}}, "config={'seed': 1}: expected a string or a ConfigDict"),
         ({"config": color_config()}, "expected 1 values, one per channel, or () to measure them"),
         ({"images": IMAGES / 255}, "arrays: train: images are float64(1437, 8, 8, 1), expected"),
         (

@@ -157,7 +157,7 @@ def test_signal_is_noticed_and_handlers_are_restored(capsys):
             time.sleep(0.001)
     assert signals.received == signal.SIGTERM
     assert [signal.getsignal(number) for number in SIGNALS] == before
-    assert capsys.readouterr().err.startswith("stopping after this step")
+    assert capsys.readouterr().err.startswith("stopping after the steps under way")
 
 
 def test_ignored_signals_stay_ignored():

@@ -4,12 +4,14 @@ import contextlib
 import functools
 import itertools
 import json
+import math
 import os
 import pathlib
 import shutil
 import signal
 import subprocess
 import sys
+import time
 import types
 
 import chex
@@ -39,6 +41,7 @@ from mixmo_jax.train import train
 from mixmo_jax.training.checkpoints import BestCheckpoint, Checkpoints, EpochProgress
 from mixmo_jax.training.loop import Trainer
 from mixmo_jax.training.losses import weighted_cross_entropy
+from mixmo_jax.training.outputs import Outputs
 from mixmo_jax.training.step import make_update_fn
 
 TINY = (
@@ -62,8 +65,9 @@ def dataset():
 
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
-    """Drawing takes a good part of so short a run."""
-    for name in ("learning_curves", "training_inputs", "reliability_diagram"):
+    """Drawing, and compiling what is drawn, takes a good part of so short a run."""
+    monkeypatch.setattr(train_lib, "_draw_training_inputs", lambda *_: None)
+    for name in ("learning_curves", "reliability_diagram"):
         monkeypatch.setattr(plots, name, lambda *_: None)
 
 
@@ -188,7 +192,7 @@ def test_placement(placement, num_bytes, expected):
 @pytest.mark.parametrize("side", [32, 224])
 def test_streamed_calls_are_bounded_by_bytes(dataset, monkeypatch, side):
     """Whatever the size of the images; as on an accelerator, where calls have many steps."""
-    monkeypatch.setattr(streaming, "_most_steps", lambda: 100)
+    monkeypatch.setattr(streaming, "_default_steps_per_call", lambda: 100)
     count = len(dataset.train)
     images = np.broadcast_to(np.zeros((), np.uint8), (count, side, side, 3))
     trainer = Trainer(tiny_config("cut_mixmo+cutmix", "--config.batch_size=32"), dataset)
@@ -349,6 +353,10 @@ def test_more_epochs_are_refused_where_unmixing_would_have_been_another(tmp_path
     train_lib._check_extension(trainer, 0, tmp_path)
     with pytest.raises(InputError, match="unmixed the steps that are done with another strength"):
         train_lib._check_extension(trainer, 1, tmp_path)
+    config.num_epochs, config.mixmo.unmix_until = 40, math.inf  # always the same strength
+    workdir.open_run(tmp_path / "constant", config, dataset)
+    config.num_epochs = 41
+    train_lib._check_extension(trainer, 1, tmp_path / "constant")
 
 
 def test_best_epoch_whose_scores_are_lost_is_not_replaced(tmp_path, capsys):
@@ -405,6 +413,16 @@ def test_seed_decides_everything(dataset):
     other = run_steps(Trainer(tiny_config("cut_mixmo", "--config.seed=1"), dataset), [1] * 2)[1]
     np.testing.assert_array_equal(first, again)
     assert np.all(first != other)
+
+
+def test_random_numbers_are_the_same_whatever_generator_jax_prefers(dataset):
+    """Others draw other numbers for another length of a call or number of devices."""
+    trainer = Trainer(tiny_config(), dataset)
+    state = trainer.create_state()
+    with jax.default_prng_impl("rbg"):
+        other = trainer.create_state()
+    states = [s.replace(key=jax.random.key_data(s.key)) for s in (state, other)]
+    chex.assert_trees_all_equal(*states)
 
 
 def test_eight_devices_and_two_processes_train_the_same_network(tmp_path):
@@ -472,8 +490,14 @@ def test_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path, dataset, monkeyp
         train(config, parts)
     assert not (parts / RESULTS).exists()
     capsys.readouterr()
+    # A damaged checkpoint of a later step is neither used nor counted as the newest one.
+    newest = max((parts / workdir.CHECKPOINTS).glob("*"), key=lambda folder: int(folder.name))
+    shutil.copytree(newest, newest.with_name("9999"))
+    (newest.with_name("9999") / "epoch.json").write_text("{}")
     train(config, parts)
-    assert "resuming after epoch 2" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "resuming after epoch 2" in captured.out
+    assert "9999: damaged: epoch.json" in captured.err
 
     states = [final_state(folder, config, dataset) for folder in (whole, parts)]
     chex.assert_trees_all_equal(*[s.replace(key=jax.random.key_data(s.key)) for s in states])
@@ -598,6 +622,26 @@ def test_best_checkpoint_survives_a_crash_before_the_next_checkpoint(tmp_path):
         best.commit(6)
         assert best.steps == [5]
         assert best.restore({"x": jnp.zeros(2)})[0]["x"].tolist() == [5, 5]
+
+
+def test_no_run_resumes_from_after_a_best_state_that_may_be_lost(tmp_path, dataset, monkeypatch):
+    """The best state is there before the writing of the run's own checkpoint begins."""
+    events, write = [], Checkpoints._write
+
+    def slow_write(self, step, state, progress):
+        events.append(("begins", type(self)))
+        time.sleep(0.1)
+        write(self, step, state, progress)
+        events.append(("is there", type(self)))
+
+    monkeypatch.setattr(Checkpoints, "_write", slow_write)
+    display = types.SimpleNamespace(end_epoch=lambda epoch_metrics: None)
+    epoch_metrics = {"epoch": 1, "step": 5, "validation": {"accuracy": 0.5}}
+    with Checkpoints(tmp_path / "own") as own, BestCheckpoint(tmp_path / "best") as best:
+        outputs = Outputs(own, best, [], display)
+        Trainer(tiny_config(), dataset)._end_epoch(epoch_metrics, {"x": jnp.zeros(2)}, outputs)
+    kinds = [kind for _, kind in events]
+    assert kinds == [BestCheckpoint, BestCheckpoint, Checkpoints, Checkpoints]
 
 
 def test_resumed_run_keeps_its_best_epoch(tmp_path, monkeypatch):

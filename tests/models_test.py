@@ -1,6 +1,7 @@
 """The networks: the reference program's numbers, and what holds for any of them."""
 
 import functools
+import types
 
 import chex
 import flax.linen as nn
@@ -11,9 +12,10 @@ import optax
 import pytest
 from reference import Reference, draw_images
 
+from mixmo_jax.configs import common
 from mixmo_jax.errors import InputError
 from mixmo_jax.mixing.mixmo import loss_weights
-from mixmo_jax.models import preact_resnet, wide_resnet
+from mixmo_jax.models import create_model, preact_resnet, wide_resnet
 from mixmo_jax.training.losses import weighted_cross_entropy
 
 NETS = {
@@ -342,3 +344,24 @@ def test_products_have_the_precision_of_their_dtype(build, depth, dtype):
         assert line.count("HIGHEST") == (2 if dtype == "float32" else 0), line
     for line in products:
         assert line.count("HIGHEST") == 2, line
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "expected"),
+    [
+        ("cpu", None, "float32"),
+        ("tpu", None, "bfloat16"),
+        ("gpu", "7.5", "float32"),  # T4
+        ("gpu", "8.0", "bfloat16"),  # A100
+        ("gpu", "12.0", "bfloat16"),
+        ("gpu", "gfx90a", "bfloat16"),
+    ],
+)
+def test_dtype_is_one_that_the_device_computes_in(monkeypatch, platform, capability, expected):
+    device = types.SimpleNamespace(platform=platform)
+    if capability is not None:
+        device.compute_capability = capability
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    fields = common.get_config().model
+    network = create_model(fields, num_classes=10)
+    assert network.dtype == network.core.dtype == jnp.dtype(expected)

@@ -79,6 +79,10 @@ def test_what_differs_from_the_first_process_is_named(monkeypatch):
     processes.check_equal({"seed": 0, "images": {"train": 7}})
     with pytest.raises(InputError, match=r"process 0: seed=1 \(process 0: 0\)$"):
         processes.check_equal({"seed": 1, "images": {"train": 7}})
+    with pytest.raises(
+        InputError, match=r"images=None \(process 0: .*\), size=3 \(process 0: None\)$"
+    ):
+        processes.check_equal({"seed": 0, "size": 3})
 
 
 def read_scores(folder):

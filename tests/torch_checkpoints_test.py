@@ -4,15 +4,18 @@ import json
 
 import chex
 import numpy as np
+import optax
 import pytest
 from reference import Reference, draw_images
 
 import mixmo_jax
-from mixmo_jax import import_torch
+from mixmo_jax import datasets, import_torch
 from mixmo_jax.errors import InputError
 from mixmo_jax.inference import torch_checkpoints
 from mixmo_jax.runs import workdir
 from mixmo_jax.runs.metric_writer import RESULTS
+from mixmo_jax.training.checkpoints import Checkpoints
+from mixmo_jax.training.loop import Trainer
 
 NETS = {
     "dev_wrn10_2_m2_c10": ("wide_resnet", 10, 2, 2),
@@ -161,6 +164,11 @@ def test_a_run_is_made_of_a_checkpoint(tmp_path, flags, ema, reference, capsys):
         normalized.astype(np.float32), preprocess=False
     )
     chex.assert_trees_all_close(model.logits(images), expected, rtol=1e-4, atol=1e-5)
+    # The optimizer has counted the steps, which set its learning rate if the run gets longer.
+    config = workdir.read_config(tmp_path / "run")
+    trainer = Trainer(config, datasets.load(config.dataset))
+    state, _ = Checkpoints(tmp_path / "run" / workdir.CHECKPOINTS).restore(trainer.create_state())
+    assert optax.tree_utils.tree_get(state.opt_state, "count") == state.step > 0
     assert import_torch.main(flags) == 2
     assert "holds a run already" in capsys.readouterr().err
 

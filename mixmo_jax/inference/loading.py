@@ -38,7 +38,8 @@ def load(
         several of them.
       ensemble: How the members are combined, "logits" or "probabilities"; by default as the
         (first) run's config says.
-      allow_unfinished: Whether to take the newest checkpoint of a run that is not finished.
+      allow_unfinished: Whether to take the best or newest checkpoint of a run that is not
+        finished.
       ema: Whether to take the moving average of the weights, see `optimizer.ema_decay`. No
         temperature was fitted for it.
 
@@ -114,7 +115,7 @@ def load_network(
         done = f"{step // epoch_steps} of {config.num_epochs} epochs are done"
         raise InputError(
             f"workdir={folder}: holds no finished run: {done}; train it to the end, or take "
-            "what it has by --allow_unfinished"
+            "what it has: --allow_unfinished, in Python allow_unfinished=True"
         )
     # Without a validation split it would be that of an abandoned run.
     if "validation" in info["num_images"] and workdir.has_checkpoint(folder, workdir.BEST):

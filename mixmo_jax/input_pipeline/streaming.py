@@ -83,7 +83,7 @@ class ResidentFeed:
     """
 
     def __init__(self, split: Split, steps_per_epoch: int, steps_per_call: int = 0):
-        self._lengths = call_lengths(steps_per_epoch, steps_per_call or _most_steps())
+        self._lengths = call_lengths(steps_per_epoch, steps_per_call or _default_steps_per_call())
         self._image_shape = tuple(split.images.shape[1:])
         # Flat: a TPU would copy and pad [N, H, W, C] at every call.
         images = np.asarray(split.images).reshape(len(split), -1)
@@ -172,7 +172,7 @@ class StreamedFeed:
         """The number of steps whose images take the bytes of a call."""
         images = sum(x[0].size for x in jax.tree.leaves(indices))
         step_bytes = images * self._split.nbytes // len(self._split) // jax.device_count()
-        return max(1, min(_most_steps(), _BYTES_PER_CALL // step_bytes))
+        return max(1, min(_default_steps_per_call(), _BYTES_PER_CALL // step_bytes))
 
 
 def create_feed(
@@ -188,7 +188,7 @@ def create_feed(
     return ResidentFeed(split, steps_per_epoch, steps_per_call)
 
 
-def _most_steps():
+def _default_steps_per_call():
     """The number of steps of a call where nothing else limits it."""
     # Convolutions inside a loop are many times slower on CPU.
     return 1 if jax.default_backend() == "cpu" else _STEPS_PER_CALL

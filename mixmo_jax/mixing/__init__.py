@@ -37,21 +37,18 @@ def msda_methods() -> list[str]:
 
 
 def get_mask_fn(name: str) -> MaskFn:
-    """Returns the mask function of a name; pixel mixing's own names are understood, too.
+    """Returns the mask function of a name.
 
     Raises:
       InputError: if no mask function is registered under the name.
     """
-    name = MSDA_ALIASES.get(name, name)
     if name not in MASKS:
-        raise unknown(
-            "mask function", name, [*MASKS, *MSDA_ALIASES], where="mixmo_jax.mixing.MASKS"
-        )
+        raise unknown("mask function", name, MASKS, where="mixmo_jax.mixing.MASKS")
     return MASKS[name]
 
 
 def get_msda_fn(name: str) -> MaskFn:
-    """Returns the mask function of a name for the mixing of pixels.
+    """Returns the mask function of a name for the mixing of pixels, which may be "mixup".
 
     Raises:
       InputError: if no mask function is registered under the name, or if it cuts only channels.
@@ -61,4 +58,4 @@ def get_msda_fn(name: str) -> MaskFn:
             f"{name}: it cuts only channels, which the mixing of pixels does not; expected one of "
             + ", ".join(msda_methods())
         )
-    return get_mask_fn(name)
+    return get_mask_fn(MSDA_ALIASES.get(name, name))

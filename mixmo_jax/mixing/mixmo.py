@@ -114,5 +114,5 @@ def loss_weights(masks: Float[Array, "M B #h #w #F"], weight_root: float) -> Flo
       MixMo paper, arXiv 2103.06132, on loss weighting.
     """
     ratios = masks.mean((2, 3, 4))  # [M, B]
-    powers = (ratios / ratios.max(0, keepdims=True)) ** (1 / weight_root)  # none underflows to 0
+    powers = (ratios / ratios.max(0, keepdims=True)) ** (1 / weight_root)  # the largest is 1
     return len(powers) * powers / powers.sum(0, keepdims=True)

@@ -80,5 +80,5 @@ class StopSignals:
                 continue
             self.received = number
             start = "\n" if sys.stderr.isatty() else ""  # below the bar
-            message = "stopping after this step; a second signal stops at once"
+            message = "stopping after the steps under way; a second signal stops at once"
             print(f"{start}{message}", file=sys.stderr, flush=True)

@@ -34,7 +34,7 @@ _OLD_STATE = "default"  # where versions before 0.2 have it, without checksums
 
 
 class EpochProgress(NamedTuple):
-    """What the epoch has come to in which a run stopped."""
+    """Progress within the epoch in which a run stopped."""
 
     losses: np.ndarray = np.zeros(0, np.float32)  # [S] of its steps that are done
     seconds: float = 0.0  # that they took

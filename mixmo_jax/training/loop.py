@@ -140,8 +140,9 @@ class Trainer:
           state: The train state.
           begun: What the state's epoch has come to, if the state is not at an epoch boundary.
           outputs: Where it leaves what comes of it; None in all processes but the first.
-          stop: Asked after each call of the update function whether to save and return. All
-            processes stop at the same step if one of them is asked to.
+          stop: Asked before each call of the update function, and at the end of an epoch, whether
+            to save and return. All processes ask equally often, and stop at the same step if one of
+            them is asked to.
 
         Returns:
           The state after the last epoch, or where it stopped; and what an epoch that is not
@@ -200,6 +201,8 @@ class Trainer:
         if best is not None and "validation" in epoch_metrics:
             best.offer(step, state, epoch_metrics["validation"]["accuracy"])
         if epoch == config.num_epochs or epoch % config.checkpoint_every_epochs == 0:
+            if best is not None:
+                best.wait()  # no run resumes from after an epoch whose best state may be lost
             resumable = checkpoints.latest_step  # certain to be there: saving takes its time
             checkpoints.save(step, state)
             if best is not None and resumable is not None:

@@ -9,6 +9,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
 from mixmo_jax.files import writing
+from mixmo_jax.training import KEY_IMPL
 
 State = TypeVar("State")
 
@@ -83,7 +84,7 @@ def _with_key(like, leaf):
     """A typed key of its numbers where `like` has one; versions before 0.2 saved the key itself."""
     if not _is_key(like) or _is_key(leaf):
         return leaf
-    return jax.random.wrap_key_data(leaf)
+    return jax.random.wrap_key_data(leaf, impl=KEY_IMPL)
 
 
 def _on_first_device(like):

@@ -11,7 +11,7 @@ from mixmo_jax.training.checkpoints import BestCheckpoint, Checkpoints
 class MetricWriter(Protocol):
     """Takes the metrics of each epoch, a nested dictionary of numbers: a line of `metrics.jsonl`.
 
-    It has each epoch of a run once, also after an interruption, if it heeds what `start` is told.
+    It records each epoch of a run once, even after an interruption, if it honors `start`.
     """
 
     def start(self, epochs: Sequence[dict]) -> None:

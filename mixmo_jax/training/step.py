@@ -1,4 +1,4 @@
-"""The train state, the training step and the one pmap.
+"""The train state, the training step and its pmap.
 
 Glossary: M members, B positions of the batch, [H, W, C] an image, N training images.
 """
@@ -16,6 +16,7 @@ from mixmo_jax.input_pipeline.plan import BatchPlan, local_part
 from mixmo_jax.mixing.unmix import unmix_features
 from mixmo_jax.models import MixMoNet
 from mixmo_jax.models.layers import global_average_pool
+from mixmo_jax.training import KEY_IMPL
 from mixmo_jax.training.losses import weighted_cross_entropy
 
 
@@ -67,7 +68,7 @@ def create_train_state(
         )
         return state.replace(ema=state.variables) if ema else state
 
-    return create(jax.random.key(seed))
+    return create(jax.random.key(seed, impl=KEY_IMPL))
 
 
 def make_train_step(

@@ -154,7 +154,10 @@ def main() -> None:
     parser.add_argument("--widths", default="", help="separated by commas: one table for each")
     parser.add_argument("--images", default="", help="for few_images: one table for each number")
     parser.add_argument(
-        "--row", action="append", metavar="LABEL", help="only this row; may be given several times"
+        "--row",
+        action="append",
+        metavar="LABEL",
+        help="only this row, for a test with the one that it is tested against; repeatable",
     )
     parser.add_argument("--scale", type=float, default=1.0, help="of the training, %(default)s")
     add_arguments(parser, seeds="3", output="runs/studies")
@@ -185,6 +188,8 @@ def create_comparisons(arguments: argparse.Namespace, overrides: list[str]) -> l
             raise unknown("row", label, labels, where=f"--dry_run of {name}")
     kept = [v for v in study.variants if v.label in (arguments.row or labels)]
     variants = [v._replace(length=v.length * arguments.scale) for v in kept]
+    if labels[0] not in (v.label for v in kept):  # no other row becomes the baseline
+        variants = [v._replace(against=v.against or v.label) for v in variants]
     overrides = merge(merge([], study.overrides) + overrides, ())
     comparisons = []
     for width in (arguments.widths or study.widths).split(","):

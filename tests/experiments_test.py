@@ -48,28 +48,40 @@ ONE_EPOCH = ["--config.num_epochs=1"]
 
 def write_run(run, accuracy, corrupted=None, logits_seed=None):
     """What a finished run leaves, as far as the scripts read it."""
-    folder, members = run.folder, run.config.model.num_members
+    folder = run.folder
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(config_lib.to_json(run.config))
-    values = {f"accuracy_member{i}": accuracy - 0.01 for i in range(members)}
-    values |= {"accuracy": accuracy, "accuracy_members_mean": accuracy - 0.01}
-    values |= {"nll": 1.0, "ece": 0.1, "brier": 0.5}
-    if members > 1:
-        values |= {"ratio_error": 2.0 + accuracy, "disagreement": 0.1}
-    results = {"scores": values, "scaled_scores": values, "environment": {"jax": "x"}}
+    scores = scores_of(run, accuracy)
+    results = {"scores": scores, "scaled_scores": scores, "environment": {"jax": "x"}}
     (folder / "results.json").write_text(json.dumps(results))
     speed = {"loss": 1.0, "seconds": 1.0, "images_per_second": 9.0}
-    lines = [
-        {"epoch": i, "step": i, **speed, "test": values, "validation": values}
-        for i in range(1, run.config.num_epochs + 1)
-    ]
+    lines = []
+    for i in range(1, run.config.num_epochs + 1):
+        missed = 0.01 * (run.config.num_epochs - i)  # the last epoch is the best
+        splits = {
+            "test": scores_of(run, accuracy - missed),
+            "validation": scores_of(run, accuracy - missed - 0.2),
+        }
+        lines.append({"epoch": i, "step": i, **speed, **splits})
     (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     if corrupted is not None:
         severities = {str(i): {"accuracy": corrupted} for i in [*range(1, 6), "mean"]}
         write_corruptions(run, {"mean": severities})
     if logits_seed is not None:
-        logits = np.random.default_rng(logits_seed).normal(size=(60, members, 4))
+        logits = np.random.default_rng(logits_seed).normal(
+            size=(60, run.config.model.num_members, 4)
+        )
         np.savez(folder / "logits.npz", logits=logits, labels=np.arange(60) % 4)
+
+
+def scores_of(run, accuracy):
+    members = run.config.model.num_members
+    values = {f"accuracy_member{i}": accuracy - 0.01 for i in range(members)}
+    values |= {"accuracy": accuracy, "accuracy_members_mean": accuracy - 0.01}
+    values |= {"nll": 1.0, "ece": 0.1, "brier": 0.5}
+    if members > 1:
+        values |= {"ratio_error": 2.0 + accuracy, "disagreement": 0.1}
+    return values
 
 
 def write_corruptions(run, scores, images="my images", ensemble="logits"):
@@ -128,6 +140,25 @@ def test_comparison_of_finished_runs(finished, capsys):
     assert results["runs"][0]["fields"]["num_epochs"] == 1
     train = "python -m mixmo_jax.main --config=digits:mimo --config.num_epochs=1"
     assert mimo["command"] == f"{train} --config.seed=SEED"
+
+
+def test_comparison_on_the_validation_split_takes_the_last_epoch(tmp_path):
+    """And nothing that was fitted on or scored with test images."""
+    fields = ["--config.num_epochs=3", "--config.dataset.validation_fraction=0.5"]
+    comparison = comparison_of(tmp_path, overrides=fields, validation=True)
+    for run in compare.list_runs(comparison):
+        write_run(run, FOUND[run.label][run.config.seed])
+    results = compare.tabulate(comparison)
+    assert results["scored"] == "validation"
+    for row in results["rows"]:
+        expected = 100 * np.mean(FOUND[row["label"]]) - 20
+        assert row["accuracy (%)"][0] == pytest.approx(expected)
+        assert "NLL scaled" not in row
+    for run in compare.list_runs(comparison):
+        file = run.folder / "metrics.jsonl"
+        file.write_text(file.read_text().replace("validation", "other"))
+    with pytest.raises(InputError, match="vanilla-s0: no validation split"):
+        compare.tabulate(comparison)
 
 
 def test_recorded_runs_count_as_done_on_another_machine(finished, corrupted, tmp_path):
@@ -492,6 +523,16 @@ def test_some_rows_of_a_study():
     (comparison,) = studies.create_comparisons(arguments_of("few_images", row=["mimo"]), [])
     with pytest.raises(InputError, match="mimo: tested against 'vanilla, epochs x 3', not a row"):
         comparison.check()
+
+
+def test_rows_without_the_first_one_are_not_tested(tmp_path):
+    labels = ["block = rows", "block = cow"]
+    given = arguments_of("blocks", row=labels, output=tmp_path, seeds="2")
+    (comparison,) = studies.create_comparisons(given, ONE_EPOCH)
+    for run in compare.list_runs(comparison):
+        write_run(run, 0.9 + 0.01 * run.config.seed)
+    rows = compare.tabulate(comparison)["rows"]
+    assert [(row["label"], row["n"], row["p"]) for row in rows] == [(x, 2, None) for x in labels]
 
 
 def test_few_images_are_others_for_each_seed():

@@ -1,0 +1,122 @@
+"""The documents say what the committed results say, and their commands are understood."""
+
+import itertools
+import json
+import pathlib
+import re
+import shlex
+import sys
+
+import compare
+import numpy as np
+import pytest
+import studies
+
+from mixmo_jax import config as config_lib
+
+ROOT = pathlib.Path(__file__).parent.parent
+RESULTS = ROOT / "experiments" / "results"
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def read_table(document, corner):
+    """The cells of the table whose first cell is `corner`, row by row."""
+    lines = (ROOT / document).read_text().split(f"| {corner} |")[1].splitlines()[2:]
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines)
+    return [re.split(r" *\| *", row)[1:-1] for row in rows]
+
+
+def read_results(name, key="rows"):
+    return json.loads((RESULTS / name / "results.json").read_text())[key]
+
+
+def shown(row, column, decimals):
+    """A mean and its deviation as the tables show them."""
+    if column not in row:
+        return ""
+    return " ± ".join(f"{value:.{decimals}f}" for value in row[column])
+
+
+def test_digits():
+    columns = {"accuracy (%)": 2, "members (%)": 2, "NLL": 4, "ECE": 4, "disagreement (%)": 2}
+    expected = [
+        [row["label"], str(row["n"]), *(shown(row, *column) for column in columns.items())]
+        for row in read_results("digits")
+    ]
+    assert read_table("README.md", "method") == expected
+
+
+def test_few_images():
+    tables = [read_results(f"few_images-{name}") for name in ("n50-w1", "n50-w2", "n50-w4")]
+    tables += [read_results(f"few_images-{name}") for name in ("w1", "w2")]
+    found = read_table("docs/methods.md", "variant")
+    assert len(found) == len(tables[0]) == 9
+    for i, (_, *cells) in enumerate(found):
+        rows = [table[i] if i < len(table) else {} for table in tables]
+        assert cells == [shown(row, "accuracy (%)", 2) for row in rows]
+
+
+@pytest.mark.parametrize(("line", "name"), [(2, "cifar100-10k"), (3, "cifar100-10k-w4")])
+def test_cifar100_by_seed(line, name):
+    _, *cells = read_table("README.md", "CIFAR-100, accuracy in %")[line]
+    runs = read_results(name, "runs")
+    for label, cell in zip(("vanilla", "mimo", "linear_mixmo", "cut_mixmo"), cells, strict=True):
+        accuracies = [run["accuracy (%)"] for run in runs if run["label"] == label]
+        assert cell == ", ".join(f"{accuracy:.2f}" for accuracy in accuracies)
+
+
+def test_few_images_again():
+    """The sentences on the ten seeds of one more table."""
+    text = " ".join((ROOT / "docs" / "methods.md").read_text().split())
+    for row in read_results("again/few_images-n50-w4"):
+        assert row["n"] == 10
+        assert f"{shown(row, 'accuracy (%)', 2)} %" in text
+        for score in ("NLL", "ECE"):
+            assert f"{row[score][0]:.3f}" in text
+    runs = {(r["label"], r["seed"]): r for r in read_results("again/few_images-n50-w4", "runs")}
+    fresh = [
+        runs["cut_mixmo", seed]["accuracy (%)"] - runs["vanilla, epochs x 3", seed]["accuracy (%)"]
+        for seed in range(10, 15)
+    ]
+    assert f"alone `cut_mixmo` is {np.mean(fresh):.1f} points above the plain network" in text
+
+
+def commands_of(document):
+    """The commands in the blocks of a document."""
+    for block in re.findall(r"```sh\n(.*?)```", document.read_text(), re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            for command in line.split(" && "):
+                words = shlex.split(command, comments=True)
+                yield words[next((i for i, word in enumerate(words) if "=" not in word), 0) :]
+
+
+@pytest.mark.parametrize("script", [compare, studies], ids=["compare", "studies"])
+def test_comparisons_in_the_documents_are_understood(monkeypatch, script):
+    understood = []
+    monkeypatch.setattr(script, "execute", lambda comparisons, _: understood.extend(comparisons))
+    count = 0
+    for document in DOCUMENTS:
+        for words in commands_of(document):
+            if words[:2] == ["python", f"experiments/{script.__name__}.py"]:
+                monkeypatch.setattr(sys, "argv", words[1:])
+                script.main()
+                count += 1
+    assert count >= 3
+    for comparison in understood:
+        comparison.check()
+        for variant in comparison.variants:
+            assert comparison.run(variant, comparison.seeds[0]).config.num_epochs
+
+
+def test_training_commands_in_the_documents_are_understood():
+    specs = []
+    for document in DOCUMENTS:
+        for words in commands_of(document):
+            if "mixmo_jax.main" not in words or "--mode=evaluate" in words:
+                continue
+            fields = [word for word in words if word.startswith("--config.")]
+            (spec,) = (word for word in words if word.startswith("--config="))
+            specs.append(spec.removeprefix("--config="))
+            if not specs[-1].startswith("docs/"):  # it registers what it brings
+                config_lib.parse(specs[-1], fields)
+    assert len(specs) >= 8

@@ -73,7 +73,16 @@ EDGES = (
 )
 
 
+@pytest.fixture
+def _compile_quickly():
+    """Each draw has shapes of its own, so compiling takes longer than computing."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @draws(3, 60)
+@pytest.mark.usefixtures("_compile_quickly")
 @pytest.mark.parametrize("name", MASKS)
 def test_masks_are_shares_of_any_size_and_dtype(name, count):
     @for_all(count, requests(), st.integers(0, 2**32 - 1), examples=[(edge, 0) for edge in EDGES])
@@ -173,12 +182,18 @@ def test_blobs_are_as_frequent_at_edges_as_inside():
     assert_expectation(inside, np.full((16, 12), 0.5))
 
 
+@functools.cache
+def draw_blocks(shape):
+    """Blocks of two channels for many keys, compiled once for all ratios."""
+    draw = functools.partial(block_mask, shape=(*shape, 2))
+    return jax.jit(jax.vmap(draw, in_axes=(0, None)))
+
+
 @pytest.mark.parametrize("shape", [(32, 32), (9, 16), (7, 7), (4, 12), (5, 4)])
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.5, 1.0])
 def test_coverage_of_patchup_is_that_of_the_formula(shape, ratio):
     keys = jax.random.split(jax.random.key(0), 1500)
-    draw = jax.jit(jax.vmap(functools.partial(block_mask, shape=(*shape, 2)), in_axes=(0, None)))
-    means = draw(keys, jnp.array(ratio)).mean((1, 2, 3))
+    means = draw_blocks(shape)(keys, jnp.array(ratio)).mean((1, 2, 3))
     assert coverage(shape, ratio) <= ratio
     assert_expectation(means, coverage(shape, ratio))
 

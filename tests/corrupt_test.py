@@ -36,7 +36,7 @@ def corrupted(name, images, severity, seed=0):
     return CORRUPTIONS[name](np.random.default_rng(seed), images, severity)
 
 
-@pytest.mark.parametrize("shape", [(32, 32, 3), (64, 64, 3), (8, 8, 1), (9, 20, 3), (1, 1, 1)])
+@pytest.mark.parametrize("shape", [(9, 20, 3), (1, 1, 1)])
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_shape_and_dtype_stay_and_the_images_given_too(name, shape):
     if CORRUPTIONS[name].needs_color and shape[-1] == 1:

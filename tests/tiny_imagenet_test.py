@@ -1,7 +1,6 @@
 """Tiny ImageNet: the archive, its folder, and the builder for tensorflow-datasets."""
 
 import io
-import itertools
 import pathlib
 import shutil
 import sys
@@ -151,7 +150,7 @@ def test_every_form_gives_the_same_images_labels_and_names(tmp_path, tree, form)
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("order", list(itertools.permutations(NAMES)))
+@pytest.mark.parametrize("order", [("n01", "n02", "n03"), ("n02", "n03", "n01")])
 def test_labels_follow_the_alphabetical_order_of_the_classes(tmp_path, tree, form, order):
     """As torchvision's ImageFolder has it, whatever the order of wnids.txt."""
     tree["wnids.txt"] = "".join(f"{wnid}\n" for wnid in order).encode()

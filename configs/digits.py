@@ -1,4 +1,4 @@
-"""WRN-10-2 on the handwritten digits of scikit-learn: the first run, about a minute on a laptop.
+"""WRN-10-2 on the handwritten digits of scikit-learn: the first run, a minute on two CPU cores.
 
 python -m mixmo_jax.main --config=configs/digits.py
 """

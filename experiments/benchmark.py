@@ -325,7 +325,7 @@ def measure_compilation(trainer: Trainer) -> dict[str, float]:
             compiled = update.lower(state, *call).compile()
             report[f"compile_seconds_{name}"] = time.perf_counter() - start
         jax.config.update("jax_compilation_cache_dir", before)
-        compilation_cache.reset_cache()  # else it goes on in the folder
+        compilation_cache.reset_cache()  # else the old folder stays in use
     memory = compiled.memory_analysis()
     report["program_bytes"] = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     return report

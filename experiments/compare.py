@@ -5,8 +5,8 @@
         --variant="unmixed=cut_mixmo mixmo.unmix=True" --config.num_epochs=5
 
 Each run is a process of its own in a folder under --output, and resumes if it was interrupted; so
-the same command goes on after Ctrl-C. What results.json in --output records counts as done, even if
-the folder of the run is gone: a comparison goes on from that file on another machine.
+the same command resumes after Ctrl-C. What results.json in --output records counts as done, even if
+the folder of the run is gone: a comparison resumes from that file on another machine.
 
 `--config.FIELD=VALUE` goes to every run; a variant is a method with fields of its own. The first
 method is the baseline: the others are compared with it by a paired t-test over the seeds, corrected

@@ -143,4 +143,4 @@ def _write_array(file, shape, dtype, blocks):
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, "interrupted; the same command goes on"))
+    sys.exit(run_command(main, "interrupted; the same command resumes"))

@@ -102,7 +102,7 @@ def _run(command: list[str], folder: pathlib.Path, report: Callable[[], object])
             report()
     except KeyboardInterrupt as error:
         signum = getattr(error, "signum", signum)
-        raise Interrupted("stopped; the same command goes on", signum) from None
+        raise Interrupted("stopped; the same command resumes", signum) from None
     finally:
         if process.poll() is None:
             process.send_signal(signum)

@@ -130,8 +130,8 @@ def load_model(arguments: argparse.Namespace):
     if model.temperature is None:
         warn(
             f"no temperature was fitted for workdir={arguments.workdir}, probabilities are not "
-            "calibrated: python -m mixmo_jax.main --mode=evaluate --workdir=… fits one for runs, "
-            "Model.calibrate for any network"
+            "calibrated: Model.calibrate fits one, and for runs, without --ema, also "
+            "python -m mixmo_jax.main --mode=evaluate --workdir=…"
         )
     return model
 

@@ -55,7 +55,8 @@ def evaluate_run(
     network = load_network(folder, config, allow_unfinished=allow_unfinished)
     dataset = dataset or _load_dataset(folder, config)
     model = Model([network], ensemble or config.evaluation.ensemble)
-    which = "the best in validation" if dataset.validation else f"of {config.num_epochs}"
+    best = dataset.validation is not None and workdir.has_checkpoint(folder, workdir.BEST)
+    which = "the best in validation" if best else f"of {config.num_epochs}"
     title = f"{config.dataset.name}, {config.method}, seed {config.seed}"
     of = f"{len(dataset.test):,} test images, epoch {network.epoch} ({which})"
     results = {
@@ -197,7 +198,7 @@ def import_variables(
 def _import_variables(
     config: ml_collections.ConfigDict, variables: dict, num_classes: int, folder: pathlib.Path
 ) -> dict[str, float]:
-    if (folder / workdir.CONFIG).exists():
+    if workdir.has_checkpoint(folder):
         raise InputError(f"workdir={folder}: holds a run already")
     dataset = datasets.load(config.dataset)
     channels = variables["params"]["stem"]["kernel"].shape[-2]

@@ -13,9 +13,9 @@ import sys
 from collections.abc import Sequence
 
 from mixmo_jax.commands import add_model_flags, create_parser, load_model, run_command
+from mixmo_jax.datasets.archives import Files
 from mixmo_jax.datasets.decode import ENDINGS
 from mixmo_jax.errors import InputError, warn
-from mixmo_jax.files import reading
 from mixmo_jax.inference.model import Model
 
 
@@ -100,9 +100,8 @@ def _find_in(folder):
 
     It says which are none, such as links that lead nowhere.
     """
-    with reading(folder, RecursionError):
-        found = [f for f in folder.rglob("*") if f.name.lower().endswith(ENDINGS)]
-    found = [f for f in found if not any(p[0] == "." for p in f.relative_to(folder).parts)]
+    names = Files(folder).names  # as for training: also those of linked folders
+    found = [folder / name for name in names if name.lower().endswith(ENDINGS)]
     for file in found:
         if not file.is_file() and not file.is_dir():
             warn(f"{file}: not a file; ignored")

@@ -15,6 +15,7 @@ from mixmo_jax import config as config_lib
 from mixmo_jax import datasets, evaluate, processes
 from mixmo_jax.datasets import Dataset
 from mixmo_jax.errors import InputError, Interrupted, warn
+from mixmo_jax.input_pipeline.batch import mixes_by_patches
 from mixmo_jax.input_pipeline.streaming import is_streamed
 from mixmo_jax.mixing.mixmo import patch_probability
 from mixmo_jax.runs import plots, workdir
@@ -67,6 +68,7 @@ def train(
     """
     signals = signals or StopSignals()
     check_network(config)
+    workdir.check_place(folder, config)
     if not processes.is_first():
         return _train_along(config, dataset, signals)
     with lock(folder):
@@ -182,11 +184,11 @@ def _check_extension(trainer: Trainer, step: int, folder: pathlib.Path) -> None:
     )
     reasons = {
         "mixed the epochs that are done by other probabilities of patches": (
-            _mixes_by_patches(config) and bool((old != new).any())
+            mixes_by_patches(config) and bool((old != new).any())
         ),
         "unmixed the steps that are done with another strength": (
             step > 0
-            and _mixes_by_patches(config)
+            and mixes_by_patches(config)
             and config.mixmo.unmix
             and math.isfinite(config.mixmo.unmix_until)
         ),
@@ -222,7 +224,7 @@ def _run_epochs(
             f"the learning rate rises for {trainer.warmup_steps:,} steps, and the run has "
             f"{steps * config.num_epochs:,}: see optimizer.warmup_steps and optimizer.warmup_epochs"
         )
-    if config.num_epochs == 1 and _mixes_by_patches(config):
+    if config.num_epochs == 1 and mixes_by_patches(config):
         warn("the last epoch is mixed linearly, so a run of one epoch never mixes by patches")
     discard_results(folder)  # of fewer epochs
     checkpoints.delete_after(step)  # damaged ones, which would count as the newest
@@ -247,11 +249,6 @@ def _run_epochs(
         raise Interrupted(message, signals.received or signal.SIGTERM)
 
 
-def _mixes_by_patches(config: ml_collections.ConfigDict) -> bool:
-    block = config.mixmo.block != "linear" and config.mixmo.patch_prob > 0
-    return block and config.model.num_members > 1
-
-
 def _best_checkpoint(dataset: Dataset, folder: pathlib.Path, step: int):
     """The checkpoint of the best epoch so far, if there is a validation split to choose it by."""
     if dataset.validation is None:
@@ -273,7 +270,7 @@ def _draw_training_inputs(trainer: Trainer, key: jax.Array, folder: pathlib.Path
     """Draws a few inputs of the first batch, as if it was mixed by patches and as if linearly."""
     raw, plan = trainer.first_batch(key)
     kinds = {"ratios": False}
-    if _mixes_by_patches(trainer.config):
+    if mixes_by_patches(trainer.config):
         kinds = {"patches": True, **kinds}
     batch_fn = jax.jit(trainer.batch_fn)
     drawn = {

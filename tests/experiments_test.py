@@ -369,7 +369,7 @@ def test_interrupted_comparison_lets_the_run_save(tmp_path):
     harm.wait_until(lambda: (tmp_path / "started").exists(), process)
     os.killpg(process.pid, signal.SIGINT)
     error = process.communicate(timeout=60)[1]
-    assert (process.returncode, error) == (130, "stopped; the same command goes on\n")
+    assert (process.returncode, error) == (130, "stopped; the same command resumes\n")
     assert (tmp_path / "saved").exists()
 
 
@@ -596,7 +596,7 @@ def committed_comparisons():
 
 
 def test_committed_results_need_no_training():
-    """The comparison goes on from them on a machine that has none of the folders."""
+    """The comparison resumes from them on a machine that has none of the folders."""
     tables = list(committed_comparisons())
     assert len(tables) == 9
     for comparison in tables:

@@ -1,6 +1,7 @@
 """Folders of images, one for each class, in a folder or an archive."""
 
 import collections
+import io
 import itertools
 import os
 import pathlib
@@ -13,7 +14,9 @@ from PIL import Image
 
 from mixmo_jax import config as config_lib
 from mixmo_jax import datasets
+from mixmo_jax.datasets.decode import decode_images
 from mixmo_jax.errors import InputError
+from mixmo_jax.train import train
 
 ORIENTATION = 0x0112  # a tag of EXIF
 RED, GREEN, BLUE = (250, 0, 0), (0, 250, 0), (0, 0, 250)
@@ -249,6 +252,30 @@ def test_images_of_all_modes_become_rgb(tmp_path, mode):
     np.testing.assert_allclose(loaded, np.broadcast_to(color, (8, 8, 3)), atol=6)
 
 
+def test_values_of_more_than_8_bits_are_not_cut_off():
+    """A PGM of 16 bits is scaled; what has no range is refused."""
+
+    def decode(image, ending):
+        content = io.BytesIO()
+        image.save(content, ending)
+        out = np.zeros((1, 8, 8, 3), np.uint8)
+        decode_images(
+            lambda name: content.getvalue(),
+            ["a"],
+            out,
+            resize=True,
+            where=pathlib.Path("x"),
+            max_pixels=100,
+        )
+        return out
+
+    wide = Image.fromarray(np.full((8, 8), 100 * 257, np.int32))
+    assert (decode(wide, "ppm") == 100).all()
+    for mode in (wide, wide.convert("F")):
+        with pytest.raises(InputError, match="x: a: has 32 bits per value, expected 8 or 16"):
+            decode(mode, "tiff")
+
+
 def test_a_print_in_cmyk_becomes_rgb(tmp_path):
     image = Image.new("CMYK", (8, 8), (255, 0, 0, 0))
     assert_close(load_one(tmp_path, image, 8, "jpg")[4, 4], (0, 255, 255))
@@ -464,3 +491,21 @@ def test_a_changed_archive_is_decoded_again(tmp_path):
     add_classes(tmp_path / "data", {"owl": 4})
     pack(tmp_path / "data", archive)
     assert sum(load(archive).num_images.values()) == 6
+
+
+def test_other_folders_beside_those_of_the_splits_are_warned_of(tmp_path, capsys):
+    for root in ("train", "valid"):
+        add_classes(tmp_path / root, {"ant": 5, "owl": 5})
+    assert load(tmp_path).num_images == {"train": 8, "test": 2}
+    assert (
+        f"{tmp_path / 'valid'}: not used; expected train, test and val" in capsys.readouterr().err
+    )
+
+
+def test_a_run_does_not_lie_among_its_images(tmp_path):
+    add_classes(tmp_path, {"ant": 5, "owl": 5})
+    fields = [f"--config.dataset.data_dir={tmp_path}", "--config.batch_size=2"]
+    _, config = config_lib.parse("image_folder:vanilla", fields)
+    with pytest.raises(InputError, match=r"run: lies in dataset\.data_dir=.*; choose another"):
+        train(config, tmp_path / "runs" / "run")
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["ant", "owl"]

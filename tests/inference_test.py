@@ -193,7 +193,9 @@ def test_every_network_of_an_ensemble_counts_the_same(model, test_split):
 @pytest.mark.parametrize(
     "kind", [pytest.param("logits", marks=pytest.mark.stress), "probabilities"]
 )
-def test_ensemble_predicts_what_its_evaluation_scored(run_copy, other_run, test_split, kind):
+def test_ensemble_predicts_what_its_evaluation_scored(
+    run_copy, other_run, test_split, tmp_path, kind
+):
     """One temperature, fitted on the pooled prediction, is stored and used by prediction."""
     folders = [run_copy, other_run]
     assert mixmo_jax.load(folders, ensemble=kind).temperature is None
@@ -212,7 +214,9 @@ def test_ensemble_predicts_what_its_evaluation_scored(run_copy, other_run, test_
     }
     probs = ensemble.predict_proba(test_split.images)
     chex.assert_trees_all_close(probs, expected[kind], atol=1e-5)
-    # It holds for these runs in any order, combined in either way, and for nothing else.
+    # It holds for these runs in any order and place, combined in either way, and for nothing else.
+    moved = [shutil.copytree(f, tmp_path / f"moved{i}") for i, f in enumerate(folders)]
+    assert mixmo_jax.load(moved, ensemble=kind).temperature == ensemble.temperature
     assert mixmo_jax.load(folders[::-1], ensemble=kind).temperature == ensemble.temperature
     other = {"logits": "probabilities", "probabilities": "logits"}[kind]
     fitted = calibration.fit_temperature(logits, test_split.labels, other, ensemble.weights)

@@ -147,6 +147,14 @@ def test_hidden_files_of_a_folder_are_not_seen(run, folder, finished_run):
     assert run(*arguments) == before
 
 
+def test_images_of_linked_folders_are_seen_as_in_training(run, folder, tmp_path, finished_run):
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "there").symlink_to(folder, target_is_directory=True)
+    arguments = (f"--workdir={finished_run}", "--format=json")
+    seen, linked = (json.loads(run(*arguments, f)) for f in (folder, tmp_path / "links"))
+    assert [row["probability"] for row in linked] == [row["probability"] for row in seen]
+
+
 @pytest.mark.parametrize("field", ["max_image_pixels", "max_file_bytes"])
 def test_images_may_be_as_large_as_in_training(finished_run, folder, field):
     model = mixmo_jax.load(finished_run)
@@ -228,7 +236,7 @@ def test_which_weights_are_taken(finished_run, tmp_path, folder, capsys):
     (run / "config.json").write_text(json.dumps(values))
     command = ["", f"--workdir={run}", str(folder)]
     assert predict.main(command) == 2
-    assert "take what it has by --allow_unfinished" in capsys.readouterr().err
+    assert "take what it has: --allow_unfinished" in capsys.readouterr().err
     assert predict.main([*command, "--allow_unfinished"]) == 0
     assert predict.main([*command, "--allow_unfinished", "--ema"]) == 2
     assert "has no moving average: optimizer.ema_decay=0.0" in capsys.readouterr().err

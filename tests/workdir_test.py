@@ -4,11 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from mixmo_jax import config as config_lib
 from mixmo_jax import datasets, schema
+from mixmo_jax.datasets import Split
 from mixmo_jax.errors import InputError
-from mixmo_jax.runs import workdir
+from mixmo_jax.runs import plots, workdir
 
 
 @pytest.fixture
@@ -175,6 +177,15 @@ def test_other_test_images_are_warned_of(tmp_path, config, dataset, capsys):
     assert "its run began with other test images" in capsys.readouterr().err
     workdir.open_run(tmp_path, config, other)
     assert (tmp_path / workdir.DATASET).read_text() == before
+    relabeled = Split(dataset.train.images, np.roll(dataset.train.labels, 1))
+    workdir.restore_statistics(tmp_path, dataset.replace(train=relabeled))
+    assert "its run began with other train images or labels" in capsys.readouterr().err
+
+
+def test_class_names_are_no_formulas():
+    figure = Figure()
+    plots._show(figure.add_subplot(), np.zeros((8, 8, 3)), "$$: 0.60\n$%_$: 0.40")
+    figure.canvas.draw()
 
 
 def test_more_images_than_at_the_start_are_refused(tmp_path, config, dataset):

@@ -109,7 +109,7 @@ def _load(image, shape, resize, what):
     height, width, channels = shape
     with reading(what, *_DAMAGE, Image.DecompressionBombError):
         ImageOps.exif_transpose(image, in_place=True)
-        image = _to_color(image, channels)
+        image = _to_color(image, channels, what)
     if resize:
         image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
     elif image.size != (width, height):
@@ -118,10 +118,13 @@ def _load(image, shape, resize, what):
     return np.asarray(image).reshape(shape)
 
 
-def _to_color(image, channels):
+def _to_color(image, channels, what):
     from PIL import Image
 
-    if image.mode.startswith("I;16"):  # Pillow would clip it at 255
+    # Pillow would clip these at 255. A PPM of 16 bits has them in 32.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise InputError(f"{what}: has 32 bits per value, expected 8 or 16")
     mode = "RGB" if channels == 3 else "L"
     return image if image.mode == mode else image.convert(mode)

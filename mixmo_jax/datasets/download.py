@@ -1,5 +1,6 @@
 """Downloads that fail within seconds where there is no network."""
 
+import contextlib
 import http.client
 import pathlib
 import secrets
@@ -49,7 +50,8 @@ def download(url: str, file: pathlib.Path) -> None:
     except (OSError, http.client.HTTPException) as error:
         raise InputError(f"{url}: broke off: {error}") from None
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a file system that is read-only
+            part.unlink()
 
 
 def _connect(url):

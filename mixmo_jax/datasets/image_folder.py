@@ -10,7 +10,7 @@ from mixmo_jax.datasets.archives import Files
 from mixmo_jax.datasets.cache import Arrays
 from mixmo_jax.datasets.decode import ENDINGS, decode_images
 from mixmo_jax.datasets.source import Source
-from mixmo_jax.errors import InputError
+from mixmo_jax.errors import InputError, warn
 
 
 def read_index(files: Files) -> tuple[list[str], dict[str, list[tuple[str, int]]]]:
@@ -61,6 +61,9 @@ def _split_folders(files):
         found = files.subfolders(top)
     held_out = [f"{top}{name}/" for name in ("test", "val") if name in found]
     if "train" in found:
+        for name in found:
+            if name not in ("train", "test", "val"):
+                warn(f"{files.path / top / name}: not used; expected train, test and val")
         return {
             "train": f"{top}train/",
             **dict(zip(("test", "validation"), held_out, strict=False)),

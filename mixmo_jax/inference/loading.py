@@ -146,9 +146,6 @@ def _read_results(
     """
     name = RESULTS if len(folders) == 1 else workdir.ENSEMBLE
     epochs = [network.epoch for network in networks]
-    paths = [str(folder.resolve()) for folder in folders]
-    digests = [workdir.training_digest(folder) for folder in folders]
-    wanted = sorted(zip(paths, epochs, digests, strict=True))
     for file in [folder / name for folder in folders]:
         if not file.exists():
             continue
@@ -157,11 +154,11 @@ def _read_results(
             if len(folders) == 1:
                 same = results.get("epoch", epochs[0]) == epochs[0]
             else:
-                runs, known = results.get("runs", []), dict(zip(paths, digests, strict=True))
-                # Those of older versions have no digests.
-                of_runs = results.get("training_digests") or [known.get(run, "") for run in runs]
-                evaluated = zip(runs, results.get("epochs", []), of_runs, strict=False)
-                same = sorted(evaluated) == wanted
+                names, identify = results.get("training_digests"), workdir.training_digest
+                if not names:  # of older versions
+                    names, identify = results.get("runs", []), lambda folder: str(folder.resolve())
+                evaluated = sorted(zip(names, results.get("epochs", []), strict=False))
+                same = evaluated == sorted(zip(map(identify, folders), epochs, strict=True))
             found = dict(results.get("prediction_temperatures", {}))
             if "temperature" in results:  # of runs of older versions, the only one
                 found.setdefault(networks[0].config.evaluation.ensemble, results["temperature"])

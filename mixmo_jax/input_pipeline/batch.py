@@ -141,6 +141,12 @@ def steps_per_epoch(config: ml_collections.ConfigDict, num_images: int) -> int:
     return num_images * config.batch_repetitions // config.batch_size
 
 
+def mixes_by_patches(config: ml_collections.ConfigDict) -> bool:
+    """Returns whether a run mixes some of its batches by patches, or another block."""
+    block = config.mixmo.block != "linear" and config.mixmo.patch_prob > 0
+    return block and config.model.num_members > 1
+
+
 def make_plan_fn(config: ml_collections.ConfigDict, num_images: int) -> Callable[..., BatchPlan]:
     """Returns `plan(key, step, order)`, which draws the plan of a step as the config says."""
     steps = steps_per_epoch(config, num_images)
@@ -174,7 +180,7 @@ def make_plan_fn(config: ml_collections.ConfigDict, num_images: int) -> Callable
             step // steps + 1, num_epochs, mixmo.patch_prob, mixmo.patch_prob_until
         )
         strength = None
-        if mixmo.unmix and mixmo.block != "linear" and config.model.num_members > 1:
+        if mixmo.unmix and mixes_by_patches(config):
             strength = unmix_strength(step / (steps * num_epochs), mixmo.unmix_until)
         return draw(key, step, order, patch_prob=prob, unmix=strength)
 

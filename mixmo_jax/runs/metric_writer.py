@@ -102,7 +102,7 @@ class TensorBoardWriter:
 
     def start(self, epochs: Sequence[dict]) -> None:
         """Opens a new file, which tells TensorBoard to discard later events in older ones."""
-        purge_step = epochs[-1]["step"] + 1 if epochs else None
+        purge_step = epochs[-1]["step"] + 1 if epochs else 0
         self._events = _Events(self._folder, purge_step)
 
     def write(self, epoch_metrics: dict) -> None:

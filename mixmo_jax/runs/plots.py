@@ -164,7 +164,7 @@ def _describe(target, dataset):
 
 def _show(axis, image, title, color="black"):
     axis.imshow(image if image.shape[-1] == 3 else image[..., 0], vmin=0, vmax=1, cmap="gray")
-    axis.set_title(title, fontsize=8, color=color)
+    axis.set_title(title, fontsize=8, color=color, parse_math=False)  # a class may be called $$
     axis.set(xticks=[], yticks=[])
     for spine in axis.spines.values():
         spine.set_color(color)

@@ -107,16 +107,28 @@ def open_run(folder: pathlib.Path, config: ml_collections.ConfigDict, dataset: D
         write_json(folder / DATASET, dataset_info)
 
 
+def check_place(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Checks that a run's pictures do not lie among the images that it trains on.
+
+    Raises:
+      InputError: if they would.
+    """
+    data = config.dataset.data_dir
+    if config.dataset.name == "image_folder" and data:
+        place = pathlib.Path(data).resolve()
+        if place.is_dir() and folder.resolve().is_relative_to(place):
+            reason = f"lies in dataset.data_dir={data}, all images in which are data"
+            raise InputError(f"workdir={folder}: {reason}; choose another workdir")
+
+
 def restore_statistics(folder: pathlib.Path, dataset: Dataset, *, exact: bool = False) -> Dataset:
     """Returns the dataset with the mean and standard deviation that its run began with.
-
-    Warns if the run began with other test images.
 
     Args:
       folder: The folder of the run.
       dataset: The dataset, as it is loaded now.
-      exact: Whether other images of any split are an error; images that are decoded may differ a
-        little between versions of the decoders.
+      exact: Whether other images or labels of a split are an error and not a warning; images that
+        are decoded may differ a little between versions of the decoders.
 
     Raises:
       InputError: if the run began with images of another shape or number, or with other classes.
@@ -134,12 +146,14 @@ def restore_statistics(folder: pathlib.Path, dataset: Dataset, *, exact: bool = 
     if info["num_images"] != dataset.num_images:
         began, now = (_counts(n) for n in (info["num_images"], dataset.num_images))
         raise InputError(f"workdir={folder}: its run began with {began} images, now {now}")
-    if exact:
-        for name, split in dataset.splits.items():
-            if info[f"{name}_digest"] not in (None, split.digest()):
-                reason = f"its run began with other {name} images or labels"
-                raise InputError(f"workdir={folder}: {reason}; choose another workdir")
-    warn_of_other_test_images(folder, dataset.test)
+    for name, split in dataset.splits.items():
+        if name == "test" and not exact:
+            warn_of_other_test_images(folder, split)
+        elif info[f"{name}_digest"] not in (None, split.digest()):
+            message = f"workdir={folder}: its run began with other {name} images or labels"
+            if exact:
+                raise InputError(f"{message}; choose another workdir")
+            warn(message)
     return dataset.replace(mean=info["mean"], std=info["std"])
 
 
@@ -151,10 +165,16 @@ def warn_of_other_test_images(folder: pathlib.Path, test: Split) -> None:
 
 
 def training_digest(folder: pathlib.Path) -> str:
-    """A digest of a run's metrics, times included: another run in the folder has another one."""
+    """A digest of a run's metrics, times included: another run in the folder has another one.
+
+    Imported variables have no metrics; it is that of their checkpoint.
+    """
     file = folder / METRICS
-    if not file.exists():  # of imported variables
-        return ""
+    if not file.exists():
+        kept = [f for f in (folder / CHECKPOINTS).glob("*/SHA256SUMS") if f.parent.name.isdigit()]
+        if not kept:  # versions before 0.2 wrote none
+            return ""
+        file = max(kept, key=lambda f: int(f.parent.name))
     with reading(file), file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -157,7 +157,7 @@ def main() -> None:
         "--row",
         action="append",
         metavar="LABEL",
-        help="only this row, for a test with the one that it is tested against; repeatable",
+        help="only this row; name the row that it is tested against, too; repeatable",
     )
     parser.add_argument("--scale", type=float, default=1.0, help="of the training, %(default)s")
     add_arguments(parser, seeds="3", output="runs/studies")

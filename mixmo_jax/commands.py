@@ -130,7 +130,7 @@ def load_model(arguments: argparse.Namespace):
     if model.temperature is None:
         warn(
             f"no temperature was fitted for workdir={arguments.workdir}, probabilities are not "
-            "calibrated: Model.calibrate fits one, and for runs, without --ema, also "
+            "calibrated: fit one with Model.calibrate or, for runs without --ema, with "
             "python -m mixmo_jax.main --mode=evaluate --workdir=…"
         )
     return model

@@ -20,7 +20,13 @@ from mixmo_jax.input_pipeline.batch import steps_per_epoch
 from mixmo_jax.models import create_model
 from mixmo_jax.runs import plots, terminal, workdir
 from mixmo_jax.runs.lock import lock
-from mixmo_jax.runs.metric_writer import CORRUPTIONS, RESULTS, read_metrics, write_results
+from mixmo_jax.runs.metric_writer import (
+    CORRUPTIONS,
+    METRICS,
+    RESULTS,
+    read_metrics,
+    write_results,
+)
 from mixmo_jax.runs.provenance import describe_environment
 from mixmo_jax.training.checkpoints import Checkpoints
 from mixmo_jax.training.optimizers import create_optimizer
@@ -198,8 +204,9 @@ def import_variables(
 def _import_variables(
     config: ml_collections.ConfigDict, variables: dict, num_classes: int, folder: pathlib.Path
 ) -> dict[str, float]:
-    if workdir.has_checkpoint(folder):
+    if workdir.has_checkpoint(folder) or (folder / METRICS).exists():
         raise InputError(f"workdir={folder}: holds a run already")
+    workdir.check_place(folder, config)
     dataset = datasets.load(config.dataset)
     channels = variables["params"]["stem"]["kernel"].shape[-2]
     for kind, found, expected in (
@@ -219,13 +226,18 @@ def _import_variables(
     ema = variables if config.optimizer.ema_decay else None
     step = jnp.int32(config.num_epochs * steps)
     # The learning rate goes by the optimizer's own count, should the run get more epochs.
-    opt_state = optax.tree_utils.tree_set(state.opt_state, count=step)
+    opt_state = optax.tree_utils.tree_set(state.opt_state, _is_of_schedule, count=step)
     state = state.replace(step=step, ema=ema, opt_state=opt_state, **variables)
     kept = [workdir.CHECKPOINTS] + [workdir.BEST] * (dataset.validation is not None)
     for name in kept:
         with Checkpoints(folder / name) as checkpoints:
             checkpoints.save(int(state.step), state)
     return evaluate_run(folder, dataset=dataset)
+
+
+def _is_of_schedule(path: tuple, _) -> bool:
+    """Whether a field of an optimizer's state is that of the learning rate."""
+    return getattr(path[-1], "tuple_name", None) == "ScaleByScheduleState"
 
 
 def _same_validation_split(folders: Sequence[pathlib.Path]) -> bool:

@@ -103,7 +103,7 @@ def _find_in(folder):
     names = Files(folder).names  # as for training: also those of linked folders
     found = [folder / name for name in names if name.lower().endswith(ENDINGS)]
     for file in found:
-        if not file.is_file() and not file.is_dir():
+        if not file.is_file():
             warn(f"{file}: not a file; ignored")
     files = sorted(f for f in found if f.is_file())
     if not files:

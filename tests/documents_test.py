@@ -11,6 +11,7 @@ import compare
 import numpy as np
 import pytest
 import studies
+from scipy import stats
 
 from mixmo_jax import config as config_lib
 
@@ -37,7 +38,7 @@ def shown(row, column, decimals):
     return " ± ".join(f"{value:.{decimals}f}" for value in row[column])
 
 
-def test_digits():
+def test_first_page_has_the_scores_of_the_digits():
     columns = {"accuracy (%)": 2, "members (%)": 2, "NLL": 4, "ECE": 4, "disagreement (%)": 2}
     expected = [
         [row["label"], str(row["n"]), *(shown(row, *column) for column in columns.items())]
@@ -46,7 +47,7 @@ def test_digits():
     assert read_table("README.md", "method") == expected
 
 
-def test_few_images():
+def test_table_of_few_images_has_their_accuracies():
     tables = [read_results(f"few_images-{name}") for name in ("n50-w1", "n50-w2", "n50-w4")]
     tables += [read_results(f"few_images-{name}") for name in ("w1", "w2")]
     found = read_table("docs/methods.md", "variant")
@@ -57,7 +58,7 @@ def test_few_images():
 
 
 @pytest.mark.parametrize(("line", "name"), [(2, "cifar100-10k"), (3, "cifar100-10k-w4")])
-def test_cifar100_by_seed(line, name):
+def test_first_page_has_the_accuracies_on_cifar100_by_seed(line, name):
     _, *cells = read_table("README.md", "CIFAR-100, accuracy in %")[line]
     runs = read_results(name, "runs")
     for label, cell in zip(("vanilla", "mimo", "linear_mixmo", "cut_mixmo"), cells, strict=True):
@@ -65,20 +66,35 @@ def test_cifar100_by_seed(line, name):
         assert cell == ", ".join(f"{accuracy:.2f}" for accuracy in accuracies)
 
 
-def test_few_images_again():
+def test_sentences_on_few_images_again_have_their_numbers():
     """The sentences on the ten seeds of one more table."""
-    text = " ".join((ROOT / "docs" / "methods.md").read_text().split())
-    for row in read_results("again/few_images-n50-w4"):
-        assert row["n"] == 10
-        assert f"{shown(row, 'accuracy (%)', 2)} %" in text
-        for score in ("NLL", "ECE"):
-            assert f"{row[score][0]:.3f}" in text
+    rows = {row["label"]: row for row in read_results("again/few_images-n50-w4")}
+    plain, pixels, mixed = (
+        rows[label] for label in ("vanilla, epochs x 3", "cutmix, epochs x 3", "cut_mixmo")
+    )
+    assert {row["n"] for row in rows.values()} == {10}
+    accuracies = [f"{shown(row, 'accuracy (%)', 2)} %" for row in (mixed, plain, pixels)]
+    nlls, eces = ([f"{r[s][0]:.3f}" for r in (mixed, plain, pixels)] for s in ("NLL", "ECE"))
+    sentences = [
+        "has {}, the plain network {}, with CutMix {}".format(*accuracies),
+        f"by {mixed['difference']:.1f} points (p = {mixed['p']:.3f}, corrected",
+        f"CutMix by {pixels['difference']:.1f} (p = {pixels['p']:.2f})",
+        f"is lower, {nlls[0]} against {nlls[2]} (p < 0.001) and against {nlls[1]} of the plain",
+        f"ECE, {eces[0]}, is not far from the plain network's {eces[1]} (p = 0.26)",
+        f"that of CutMix is {eces[2]}",
+    ]
     runs = {(r["label"], r["seed"]): r for r in read_results("again/few_images-n50-w4", "runs")}
     fresh = [
         runs["cut_mixmo", seed]["accuracy (%)"] - runs["vanilla, epochs x 3", seed]["accuracy (%)"]
         for seed in range(10, 15)
     ]
-    assert f"alone `cut_mixmo` is {np.mean(fresh):.1f} points above the plain network" in text
+    p = stats.ttest_1samp(fresh, 0).pvalue
+    fresh = f"{np.mean(fresh):.1f} points above the plain network (p = {p:.2f}, and {2 * p:.2f}"
+    text = " ".join((ROOT / "docs" / "methods.md").read_text().split())
+    for sentence in (*sentences, fresh):
+        assert sentence in text
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert f"(p = {mixed['p']:.3f}; 2.2 points and p = {2 * p:.2f} on the five" in text
 
 
 def commands_of(document):
@@ -91,7 +107,8 @@ def commands_of(document):
 
 
 @pytest.mark.parametrize("script", [compare, studies], ids=["compare", "studies"])
-def test_comparisons_in_the_documents_are_understood(monkeypatch, script):
+def test_comparisons_in_the_documents_are_understood(monkeypatch, tmp_path, script):
+    monkeypatch.chdir(tmp_path)  # where no runs are
     understood = []
     monkeypatch.setattr(script, "execute", lambda comparisons, _: understood.extend(comparisons))
     count = 0

@@ -16,6 +16,7 @@ from mixmo_jax import config as config_lib
 from mixmo_jax import datasets
 from mixmo_jax.datasets.decode import decode_images
 from mixmo_jax.errors import InputError
+from mixmo_jax.runs import workdir
 from mixmo_jax.train import train
 
 ORIENTATION = 0x0112  # a tag of EXIF
@@ -272,7 +273,7 @@ def test_values_of_more_than_8_bits_are_not_cut_off():
     wide = Image.fromarray(np.full((8, 8), 100 * 257, np.int32))
     assert (decode(wide, "ppm") == 100).all()
     for mode in (wide, wide.convert("F")):
-        with pytest.raises(InputError, match="x: a: has 32 bits per value, expected 8 or 16"):
+        with pytest.raises(InputError, match=r"x: a: has the mode [IF], expected 8 bits, or 16"):
             decode(mode, "tiff")
 
 
@@ -509,3 +510,6 @@ def test_a_run_does_not_lie_among_its_images(tmp_path):
     with pytest.raises(InputError, match=r"run: lies in dataset\.data_dir=.*; choose another"):
         train(config, tmp_path / "runs" / "run")
     assert sorted(f.name for f in tmp_path.iterdir()) == ["ant", "owl"]
+    workdir.check_place(tmp_path / ".runs" / "run", config)  # is not read
+    (tmp_path / "train").mkdir()
+    workdir.check_place(tmp_path / "runs" / "run", config)  # likewise

@@ -629,19 +629,28 @@ def test_no_run_resumes_from_after_a_best_state_that_may_be_lost(tmp_path, datas
     events, write = [], Checkpoints._write
 
     def slow_write(self, step, state, progress):
-        events.append(("begins", type(self)))
+        events.append(type(self))
         time.sleep(0.1)
         write(self, step, state, progress)
-        events.append(("is there", type(self)))
+        events.append(type(self))
 
     monkeypatch.setattr(Checkpoints, "_write", slow_write)
-    display = types.SimpleNamespace(end_epoch=lambda epoch_metrics: None)
-    epoch_metrics = {"epoch": 1, "step": 5, "validation": {"accuracy": 0.5}}
+    display = types.SimpleNamespace(end_epoch=lambda _: None, update=lambda *_: None)
+    # At the end of an epoch, and where a run is stopped in the one after its best epoch.
+    trainer = Trainer(tiny_config("vanilla", "--config.checkpoint_every_epochs=9"), dataset)
+    stop = iter([False] * trainer.steps_per_epoch + [False, False, True, True]).__next__
+    monkeypatch.setattr(
+        trainer, "evaluate", lambda state: {"validation": {"accuracy": float(state.step > 0)}}
+    )
     with Checkpoints(tmp_path / "own") as own, BestCheckpoint(tmp_path / "best") as best:
         outputs = Outputs(own, best, [], display)
-        Trainer(tiny_config(), dataset)._end_epoch(epoch_metrics, {"x": jnp.zeros(2)}, outputs)
-    kinds = [kind for _, kind in events]
-    assert kinds == [BestCheckpoint, BestCheckpoint, Checkpoints, Checkpoints]
+        epoch_metrics = {"epoch": 9, "step": 1, "validation": {"accuracy": 0.5}}
+        trainer._end_epoch(epoch_metrics, {"x": jnp.zeros(2)}, outputs)
+        own.wait()
+        assert events == [BestCheckpoint, BestCheckpoint, Checkpoints, Checkpoints]
+        events.clear()
+        trainer.train(trainer.create_state(), outputs=outputs, stop=stop)
+    assert events == [BestCheckpoint, BestCheckpoint, Checkpoints, Checkpoints]
 
 
 def test_resumed_run_keeps_its_best_epoch(tmp_path, monkeypatch):

@@ -25,6 +25,7 @@ from mixmo_jax import config as config_lib
 from mixmo_jax import datasets, export, main, metrics, predict
 from mixmo_jax.errors import InputError
 from mixmo_jax.files import digest_of
+from mixmo_jax.inference import pretrained
 from mixmo_jax.inference.model import Model
 from mixmo_jax.inference.model_card import training_command
 from mixmo_jax.inference.network import Network
@@ -359,6 +360,20 @@ def test_numbers_that_are_not_finite_are_named(saved, value):
     fill(1)(saved)
     sign(saved)
     assert mixmo_jax.load(saved)
+
+
+def test_a_full_disk_leaves_the_model_that_would_be_replaced(saved, monkeypatch, capsys):
+    before = {file: file.read_bytes() for file in sorted(saved.iterdir())}
+    monkeypatch.setattr(pretrained, "write_bytes", refuse)
+    other = model_of(network_of(seed=1), temperature=2.0)
+    with pytest.raises(InputError, match="No space left"):
+        other.save_pretrained(saved)
+    assert "is replaced" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in sorted(saved.iterdir())} == before
+
+
+def refuse(file, content):
+    raise InputError(f"{file}: cannot be written: No space left on device")
 
 
 # Damage: the config

@@ -1,6 +1,7 @@
 """Checkpoints of the reference program: the same logits, and what does not fit is named."""
 
 import json
+import shutil
 
 import chex
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from reference import Reference, draw_images
 
 import mixmo_jax
-from mixmo_jax import datasets, import_torch
+from mixmo_jax import datasets, evaluate, import_torch
 from mixmo_jax.errors import InputError
 from mixmo_jax.inference import torch_checkpoints
 from mixmo_jax.runs import workdir
@@ -169,6 +170,19 @@ def test_a_run_is_made_of_a_checkpoint(tmp_path, flags, ema, reference, capsys):
     trainer = Trainer(config, datasets.load(config.dataset))
     state, _ = Checkpoints(tmp_path / "run" / workdir.CHECKPOINTS).restore(trainer.create_state())
     assert optax.tree_utils.tree_get(state.opt_state, "count") == state.step > 0
+    # Adam's own count is that of its moments, which are 0.
+    tx = optax.adamw(optax.constant_schedule(0.1))
+    opt_state = tx.init({"w": np.ones(2)})
+    opt_state = optax.tree_utils.tree_set(opt_state, evaluate._is_of_schedule, count=7)
+    counts = [
+        int(count) for _, count in optax.tree_utils.tree_get_all_with_path(opt_state, "count")
+    ]
+    assert sorted(counts) == [0, 7]
+    # As where the import failed before.
+    shutil.rmtree(tmp_path / "run" / workdir.CHECKPOINTS)
+    (tmp_path / "run" / RESULTS).unlink()
+    assert import_torch.main(flags) == 0
+    capsys.readouterr()
     assert import_torch.main(flags) == 2
     assert "holds a run already" in capsys.readouterr().err
 

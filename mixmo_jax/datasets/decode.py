@@ -125,6 +125,8 @@ def _to_color(image, channels, what):
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise InputError(f"{what}: has 32 bits per value, expected 8 or 16")
+        raise InputError(
+            f"{what}: has the mode {image.mode}, expected 8 bits, or 16 without a sign"
+        )
     mode = "RGB" if channels == 3 else "L"
     return image if image.mode == mode else image.convert(mode)

@@ -155,7 +155,7 @@ def _read_results(
                 same = results.get("epoch", epochs[0]) == epochs[0]
             else:
                 names, identify = results.get("training_digests"), workdir.training_digest
-                if not names:  # of older versions
+                if not names or "" in names:  # of older versions
                     names, identify = results.get("runs", []), lambda folder: str(folder.resolve())
                 evaluated = sorted(zip(names, results.get("epochs", []), strict=False))
                 same = evaluated == sorted(zip(map(identify, folders), epochs, strict=True))

@@ -84,11 +84,11 @@ def save_pretrained(
     }
     card = model_card(model, address or folder.absolute().name, license=license)
     _make_folder(folder)
-    # From the first file on it is known whose folder it is. A model that is replaced stays whole if
-    # there is no space for the weights. Files of two models never pass for one: the digest tells.
-    writes = [(write_json, CONFIG, values), (write_bytes, WEIGHTS, content)]
-    for write, name, what in reversed(writes) if (folder / CONFIG).exists() else writes:
-        write(folder / name, what)
+    # Files of two models never pass for one: the digest tells.
+    if not (folder / CONFIG).exists():  # from the first file on it is known whose folder it is
+        write_json(folder / CONFIG, values)
+    write_bytes(folder / WEIGHTS, content)  # first: without space, the model before stays whole
+    write_json(folder / CONFIG, values)
     write_text(folder / CARD, card)
 
 

@@ -142,7 +142,7 @@ def steps_per_epoch(config: ml_collections.ConfigDict, num_images: int) -> int:
 
 
 def mixes_by_patches(config: ml_collections.ConfigDict) -> bool:
-    """Returns whether a run mixes some of its batches by patches, or another block."""
+    """Returns whether a run mixes some of its batches by a block other than `linear`."""
     block = config.mixmo.block != "linear" and config.mixmo.patch_prob > 0
     return block and config.model.num_members > 1
 

@@ -36,7 +36,7 @@ def create_model(
     """
     if config.name not in NETWORKS:
         raise unknown("network", config.name, NETWORKS, where="mixmo_jax.models.NETWORKS")
-    dtype = native_dtype() if config.dtype == "auto" else config.dtype
+    dtype = _auto_dtype() if config.dtype == "auto" else config.dtype
     try:
         return NETWORKS[config.name](
             depth=config.depth,
@@ -50,15 +50,15 @@ def create_model(
         raise InputError(f"model.{error}") from None
 
 
-def native_dtype() -> str:
-    """Returns "bfloat16" if the devices compute in it, and "float32" if not: CPUs, older GPUs.
+def _auto_dtype() -> str:
+    """The dtype of `model.dtype=auto`: bfloat16 on TPUs, and on GPUs that compute in it.
 
     NVIDIA's GPUs do from a compute capability of 8.0 on (Ampere).
     """
     device = jax.local_devices()[0]
     major = str(getattr(device, "compute_capability", "")).partition(".")[0]  # of AMD's no number
-    old = device.platform == "cpu" or (major.isdigit() and int(major) < 8)
-    return "float32" if old else "bfloat16"
+    wide = device.platform == "cpu" or (major.isdigit() and int(major) < 8)
+    return "float32" if wide else "bfloat16"
 
 
 def variable_shapes(model: MixMoNet, image_shape: tuple[int, int, int]) -> dict:

@@ -1,6 +1,7 @@
 """The folder of a run: its config and its dataset's description."""
 
 import hashlib
+import os
 import pathlib
 import shutil
 from collections.abc import Sequence
@@ -108,17 +109,19 @@ def open_run(folder: pathlib.Path, config: ml_collections.ConfigDict, dataset: D
 
 
 def check_place(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
-    """Checks that a run's pictures do not lie among the images that it trains on.
+    """Checks that a run's pictures do not become a class of the images that it trains on.
 
     Raises:
       InputError: if they would.
     """
-    data = config.dataset.data_dir
-    if config.dataset.name == "image_folder" and data:
-        place = pathlib.Path(data).resolve()
-        if place.is_dir() and folder.resolve().is_relative_to(place):
-            reason = f"lies in dataset.data_dir={data}, all images in which are data"
-            raise InputError(f"workdir={folder}: {reason}; choose another workdir")
+    if config.dataset.name != "image_folder" or not config.dataset.data_dir:
+        return
+    data, place = (pathlib.Path(os.path.realpath(p)) for p in (config.dataset.data_dir, folder))
+    if not data.is_dir() or (data / "train").is_dir() or not place.is_relative_to(data):
+        return
+    if not any(part.startswith(".") for part in place.relative_to(data).parts):
+        reason = f"lies in dataset.data_dir={data}, each folder in which is a class"
+        raise InputError(f"workdir={folder}: {reason}; choose another workdir")
 
 
 def restore_statistics(folder: pathlib.Path, dataset: Dataset, *, exact: bool = False) -> Dataset:

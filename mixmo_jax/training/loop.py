@@ -172,6 +172,7 @@ class Trainer:
                 if outputs:
                     outputs.checkpoints.wait()  # for that of the epoch before, if it is this step
                     if step != outputs.checkpoints.latest_step:
+                        outputs.wait_for_best()
                         outputs.checkpoints.save(step, saved, begun)
                 return saved, begun
             losses, seconds = begun
@@ -201,8 +202,7 @@ class Trainer:
         if best is not None and "validation" in epoch_metrics:
             best.offer(step, state, epoch_metrics["validation"]["accuracy"])
         if epoch == config.num_epochs or epoch % config.checkpoint_every_epochs == 0:
-            if best is not None:
-                best.wait()  # no run resumes from after an epoch whose best state may be lost
+            outputs.wait_for_best()
             resumable = checkpoints.latest_step  # certain to be there: saving takes its time
             checkpoints.save(step, state)
             if best is not None and resumable is not None:

@@ -45,3 +45,14 @@ class Outputs(NamedTuple):
     best: BestCheckpoint | None  # takes the best state in validation; None without such a split
     writers: Sequence[MetricWriter]  # take the metrics of each epoch
     progress: ProgressDisplay  # shows them, and the steps as they finish
+
+    def wait_for_best(self) -> None:
+        """Waits for the best state, before a checkpoint is saved from which the run may resume.
+
+        Else a crash could leave the later one without the best state before it.
+
+        Raises:
+          InputError: if it could not be written.
+        """
+        if self.best is not None:
+            self.best.wait()

@@ -66,6 +66,24 @@ def test_first_page_has_the_accuracies_on_cifar100_by_seed(line, name):
         assert cell == ", ".join(f"{accuracy:.2f}" for accuracy in accuracies)
 
 
+def test_forms_of_unmixing_have_their_accuracies_by_seed():
+    found = {label: cells for label, *cells in read_table("docs/methods.md", "unmixing")}
+    expected = {}
+    for name in ("cifar100-10k", "cifar100-10k-unmix"):
+        for run in read_results(name, "runs"):
+            row = f"{run['label']}, {'bfloat16' if 'unmix' in name else 'float32'}"
+            expected.setdefault(row, [""] * 3)[run["seed"]] = f"{run['accuracy (%)']:.2f}"
+    named = {
+        "none, float32": "cut_mixmo, float32",
+        "until 1/3 of the run, float32": "unmix, float32",
+        "none, bfloat16": "cut_mixmo, bfloat16",
+        "until 2/3, bfloat16": "unmix until 2/3, bfloat16",
+        "until 1/3, `unmix_normalize`, bfloat16": "unmix normalized, bfloat16",
+        "until 1/3, `unmix_resize=nearest`, bfloat16": "unmix nearest, bfloat16",
+    }
+    assert found == {label: expected[row] for label, row in named.items()}
+
+
 def test_sentences_on_few_images_again_have_their_numbers():
     """The sentences on the ten seeds of one more table."""
     rows = {row["label"]: row for row in read_results("again/few_images-n50-w4")}

@@ -201,7 +201,7 @@ def test_what_has_no_end_is_passed_over_in_a_search(tmp_path, kind, monkeypatch,
 def test_folders_inside_each_other(tmp_path):
     os.makedirs(tmp_path / "/".join("a" * 300))
     refused(lambda: load(tmp_path), str(tmp_path), "more than 100 folders inside each other")
-    refused(lambda: predict._find([tmp_path]), str(tmp_path), "no images")
+    refused(lambda: predict._find([tmp_path]), str(tmp_path), "more than 100 folders inside each")
 
 
 @pytest.mark.parametrize("kind", PIPES)

@@ -79,6 +79,7 @@ def main() -> None:
 def measure(config: ml_collections.ConfigDict, turns: int, seconds: float) -> dict:
     """Measures everything; a rate or ratio has a median, minimum and maximum over the turns."""
     trainer = Trainer(config, random_dataset(config))
+    flops_per_step = model_flops(trainer)
     plain_config = config.copy_and_resolve_references()
     plain_config.model.num_members = 1
     plain = Trainer(plain_config, trainer.dataset)
@@ -102,7 +103,6 @@ def measure(config: ml_collections.ConfigDict, turns: int, seconds: float) -> di
         without.augment.augmix = False
         works["without_augmix"] = training(Trainer(without, trainer.dataset))
     rates = measure_in_turns(works, turns, seconds)
-    flops_per_step = model_flops(trainer)
     flops = flops_per_step * rates["training"] / config.batch_size
     values = {
         "train_images_per_second": rates["training"],

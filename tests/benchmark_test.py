@@ -5,12 +5,13 @@ import pathlib
 import subprocess
 import sys
 
+import flops
 import jax
 import pytest
 from benchmark import random_dataset, ready_batch
-from flops import model_flops
 
 from mixmo_jax import config as config_lib
+from mixmo_jax.errors import InputError
 from mixmo_jax.training.loop import Trainer
 
 EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
@@ -52,16 +53,25 @@ def test_report_has_rates_ratios_and_what_they_were_measured_with(tmp_path):
 def test_flops_are_those_of_the_convolutions():
     """Encoders 3 → 8 and core 8 → 16 channels, 3x3, 32x32 pixels, 32 positions."""
     fields = ("model.name=tiny", "model.width=1", "batch_size=32")
-    flops = {}
+    counted = {}
     for members in (1, 2, 3):
         given = [*fields, f"model.num_members={members}"]
         _, config = config_lib.parse("cifar10", [f"--config.{field}" for field in given])
-        flops[members] = model_flops(Trainer(config, random_dataset(config, 100)))
+        counted[members] = flops.model_flops(Trainer(config, random_dataset(config, 100)))
     products = 32 * (3 * 32 - 2) ** 2 * 2  # without what the kernel has beyond the edges
     encoder, core = products * 3 * 8, products * 8 * 16
     # No gradient of the images is needed. All that is no convolution comes on top.
-    assert flops[3] - flops[2] == pytest.approx(2 * encoder, rel=0.1)
-    assert 1 < flops[2] / (2 * 2 * encoder + 3 * core) < 1.15
+    assert counted[3] - counted[2] == pytest.approx(2 * encoder, rel=0.1)
+    assert 1 < counted[2] / (2 * 2 * encoder + 3 * core) < 1.15
+
+
+def test_flops_need_the_cpu(monkeypatch):
+    def local_devices(backend):
+        raise RuntimeError(f"Unknown backend {backend}")
+
+    monkeypatch.setattr(jax, "local_devices", local_devices)
+    with pytest.raises(InputError, match="counting FLOPs needs the CPU"):
+        flops.cpu()
 
 
 @pytest.mark.stress

@@ -5,6 +5,9 @@ import os
 import pathlib
 from importlib.metadata import version
 
+# The CPU, unless another platform is asked for: JAX_PLATFORMS=cuda,cpu.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
 # Two simulated devices for all tests; and less optimization, as most of the time goes into
 # compiling. Fusions without emitters of their own, which later versions lack, compile in two thirds
 # of the time. XLA takes the last of two equal flags: one that is set stays.

@@ -57,13 +57,36 @@ def test_table_of_few_images_has_their_accuracies():
         assert cells == [shown(row, "accuracy (%)", 2) for row in rows]
 
 
-@pytest.mark.parametrize(("line", "name"), [(2, "cifar100-10k"), (3, "cifar100-10k-w4")])
+@pytest.mark.parametrize(
+    ("line", "name"), [(2, "cifar100-10k"), (3, "cifar100-10k-w4"), (4, "cifar100-16-8")]
+)
 def test_first_page_has_the_accuracies_on_cifar100_by_seed(line, name):
     _, *cells = read_table("README.md", "CIFAR-100, accuracy in %")[line]
-    runs = read_results(name, "runs")
-    for label, cell in zip(("vanilla", "mimo", "linear_mixmo", "cut_mixmo"), cells, strict=True):
-        accuracies = [run["accuracy (%)"] for run in runs if run["label"] == label]
-        assert cell == ", ".join(f"{accuracy:.2f}" for accuracy in accuracies)
+    methods = ("vanilla", "mimo", "linear_mixmo", "cut_mixmo", "cut_mixmo+cutmix")
+    assert cells == [by_seed(name, method, "accuracy (%)", 2) for method in methods]
+
+
+@pytest.mark.parametrize(
+    ("corner", "name", "more"),
+    [
+        ("WRN-10-4", "cifar100-10k-w4", {}),
+        ("WRN-16-8", "cifar100-16-8", {"NLL scaled": 3, "ECE": 3, "disagreement (%)": 2}),
+    ],
+)
+def test_wider_networks_have_their_scores_by_seed(corner, name, more):
+    columns = {"accuracy (%)": 2, "members (%)": 2, "NLL": 3} | more
+    expected = [
+        [f"`{label}`", *(by_seed(name, label, *column) for column in columns.items())]
+        for label in (row["label"] for row in read_results(name))
+    ]
+    assert read_table("docs/methods.md", corner) == expected
+
+
+def by_seed(name, label, column, decimals):
+    """The scores of a row's runs, in the order of their seeds."""
+    runs = [run for run in read_results(name, "runs") if run["label"] == label]
+    scores = [run[column] for run in sorted(runs, key=lambda run: run["seed"])]
+    return ", ".join(f"{score:.{decimals}f}" for score in scores if score is not None)
 
 
 def test_forms_of_unmixing_have_their_accuracies_by_seed():

@@ -572,7 +572,7 @@ RESULTS = EXPERIMENTS / "results"
 
 def committed_comparisons():
     """Those whose results are in the repository, with the rows and seeds that they have."""
-    for name in ("cifar100-10k", "cifar100-10k-unmix", "cifar100-10k-w4"):
+    for name in ("cifar100-10k", "cifar100-10k-unmix", "cifar100-10k-w4", "cifar100-16-8"):
         results = json.loads((RESULTS / name / "results.json").read_text())
         rows = []
         for row in results["rows"]:
@@ -598,7 +598,7 @@ def committed_comparisons():
 def test_committed_results_need_no_training():
     """The comparison resumes from them on a machine that has none of the folders."""
     tables = list(committed_comparisons())
-    assert len(tables) == 10
+    assert len(tables) == 11
     for comparison in tables:
         if comparison.config == "digits":  # the rows of the other one have different seeds
             assert compare.missing_runs(comparison) == []

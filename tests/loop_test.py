@@ -46,6 +46,7 @@ from mixmo_jax.training.step import make_update_fn
 
 TINY = (
     "--config.model.name=tiny",
+    "--config.model.dtype=float32",
     "--config.num_epochs=3",
     "--config.batch_size=192",
     "--config.optimizer.decay_epochs=3",

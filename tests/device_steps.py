@@ -53,7 +53,8 @@ def main(output: str, address: str | None = None, *numbers: str) -> None:
     # As many images as no number of devices divides.
     images = trainer.dataset.test.images[:37]
     logits_fn = make_logits_fn(model, batch_size=10, mean=(0.0,), std=(1.0,))
-    arrays["logits"] = processes.map_rows(lambda rows: logits_fn(end.variables, rows), images)
+    variables = devices.replicate(end.variables)
+    arrays["logits"] = processes.map_rows(lambda rows: logits_fn(variables, rows), images)
     np.savez(output, **arrays)
 
 

@@ -12,7 +12,7 @@ from reference import Reference
 from scipy import special
 
 import mixmo_jax
-from mixmo_jax import datasets, metrics
+from mixmo_jax import datasets, devices, metrics
 from mixmo_jax.errors import InputError
 from mixmo_jax.evaluate import evaluate_ensemble, evaluate_run
 from mixmo_jax.evaluation import calibration
@@ -143,9 +143,9 @@ def test_scores_do_not_depend_on_batch_and_padding(model, test_split, batch_size
     logits_fn = make_logits_fn(
         network.model, batch_size=batch_size, mean=network.mean, std=network.std
     )
-    expected = model.logits(images)
+    variables, expected = devices.replicate(network.variables), model.logits(images)
     for count in (1, 7, 300):
-        logits = logits_fn(network.variables, images[:count])
+        logits = logits_fn(variables, images[:count])
         assert len(logits) == count
         chex.assert_trees_all_close(logits, expected[:count], rtol=1e-4, atol=1e-5)
         chex.assert_trees_all_close(
@@ -307,9 +307,19 @@ def test_one_image_costs_about_one_image(model, monkeypatch):
     monkeypatch.setattr("mixmo_jax.evaluation.logits.normalize", record)
     (network,) = model.networks
     logits_fn = make_logits_fn(network.model, batch_size=100, mean=(0.25,), std=(1.0,))
+    variables = devices.replicate(network.variables)
     for count in (1, 3, 70, 100, 250):
-        logits_fn(network.variables, np.zeros((count, 8, 8, 1), np.float32))
+        logits_fn(variables, np.zeros((count, 8, 8, 1), np.float32))
     assert sizes == [jax.local_device_count(), 4, 100, 64]  # each compiled once
+
+
+def test_variables_are_placed_once(finished_run, test_split, monkeypatch):
+    placed, replicate = [], devices.replicate
+    monkeypatch.setattr(devices, "replicate", lambda tree: placed.append(tree) or replicate(tree))
+    model = mixmo_jax.load(finished_run)
+    for _ in range(3):
+        model.logits(test_split.images[:1])
+    assert len(placed) == 1
 
 
 def test_ensemble_of_one_run_twice_is_that_run(model, finished_run, test_split):

@@ -25,8 +25,9 @@ def make_logits_fn(
 ) -> Callable[[dict, np.ndarray], np.ndarray]:
     """Returns `logits(variables, images)`: [N, H, W, C] → [N, M, K] float32, for any N >= 1.
 
-    The images pass in batches, sharded over the local devices. The last batch is padded to a power
-    of two, so that one image costs about one image and few sizes are compiled.
+    The variables are on all local devices, see `devices.replicate`. The images pass in batches,
+    sharded over these devices. The last batch is padded to a power of two, so that one image costs
+    about one image and few sizes are compiled.
 
     Args:
       model: The network.
@@ -46,7 +47,6 @@ def make_logits_fn(
         return jnp.moveaxis(logits, 0, 1)  # [M, B, K] → [B, M, K]
 
     def logits(variables: dict, images: np.ndarray) -> np.ndarray:
-        variables = devices.replicate(variables)
         pending, outputs = collections.deque(), []
         for start in range(0, len(images), most):
             batch = images[start : start + most]

@@ -278,6 +278,7 @@ class Trainer:
             evaluated[f"ema_{name}"] = state.ema
         epoch_metrics = {}
         for name, variables in evaluated.items():
+            variables = devices.replicate(variables)
             logits = processes.map_rows(
                 lambda images: self.logits_fn(variables, images),  # noqa: B023
                 split.images,

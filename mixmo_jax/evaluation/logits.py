@@ -25,7 +25,7 @@ def make_logits_fn(
 ) -> Callable[[dict, np.ndarray], np.ndarray]:
     """Returns `logits(variables, images)`: [N, H, W, C] → [N, M, K] float32, for any N >= 1.
 
-    The variables are on all local devices, see `devices.replicate`. The images pass in batches,
+    The variables must be on all local devices, see `devices.replicate`. The images pass in batches,
     sharded over these devices. The last batch is padded to a power of two, so that one image costs
     about one image and few sizes are compiled.
 

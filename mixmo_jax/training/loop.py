@@ -43,7 +43,7 @@ class Trainer:
       warmup_steps: The number of steps over which the learning rate rises.
       plan_fn: `(key, step, order) → BatchPlan`.
       batch_fn: `(raw, plan) → Batch`.
-      logits_fn: `(variables, images) → [N, M, K]` of uint8 images.
+      logits_fn: `(variables, images) → [N, M, K]` of uint8 images, see `make_logits_fn`.
 
     Raises:
       InputError: if the batch does not fit the devices or the dataset, or the network's

@@ -57,10 +57,6 @@ class Network:
         """The variables on all local devices, placed at the first prediction."""
         return devices.replicate(self.variables)
 
-    def __getstate__(self) -> dict:
-        """What a copy or a pickle has: not what is on the devices."""
-        return {k: v for k, v in vars(self).items() if k != "_variables_on_devices"}
-
     def fold(self) -> "Network":
         """Returns the ordinary network, M = 1, with the mean of the members' logits.
 

@@ -24,12 +24,12 @@ from flops import model_flops
 from jax.experimental.compilation_cache import compilation_cache
 
 from mixmo_jax import config as config_lib
-from mixmo_jax import devices
+from mixmo_jax import distributed
 from mixmo_jax.commands import parse_with_fields, run_command
 from mixmo_jax.datasets import Dataset, Split
-from mixmo_jax.files import expand, write_json
+from mixmo_jax.errors import expand, write_json
 from mixmo_jax.inference.model import Model
-from mixmo_jax.inference.network import Network
+from mixmo_jax.inference.network import TrainedNetwork
 from mixmo_jax.input_pipeline.augment import normalize
 from mixmo_jax.input_pipeline.streaming import create_feed
 from mixmo_jax.mixing import MASKS
@@ -161,11 +161,11 @@ def random_dataset(config: ml_collections.ConfigDict, num_images: int = 0) -> Da
     return Dataset(split(count), split(2_000), None, names, (0.5,) * channels, (0.25,) * channels)
 
 
-def create_network(trainer: Trainer) -> Network:
+def create_network(trainer: Trainer) -> TrainedNetwork:
     """The network before training, which is as fast as afterwards."""
     dataset = trainer.dataset
-    return Network(
-        model=create_model(trainer.config.model, dataset.num_classes),
+    return TrainedNetwork(
+        module=create_model(trainer.config.model, dataset.num_classes),
         variables=trainer.create_state().variables,
         class_names=dataset.class_names,
         image_shape=dataset.image_shape,
@@ -193,7 +193,7 @@ def training(trainer: Trainer) -> Work:
     update = create_update(trainer, feed.fetch, trainer.batch_fn)
     state = trainer.create_state()
     key, epochs = state.key, itertools.count(1)
-    state = devices.replicate_for_pmap(state)
+    state = distributed.replicate_for_pmap(state)
 
     def work(seconds: float) -> float:
         nonlocal state
@@ -215,13 +215,13 @@ def model_alone(trainer: Trainer) -> Work:
     """Forward pass, backward pass and update, on the same ready-made batch in each step."""
 
     def fetch(resident, streamed, plan):
-        index = jax.lax.axis_index(devices.AXIS)
+        index = jax.lax.axis_index(distributed.AXIS)
         return jax.tree.map(lambda x: x[index], resident)
 
     update = create_update(trainer, fetch, lambda raw, plan: raw)
     call = next(iter(create_feed_of(trainer).calls(jax.random.key(0), 1)))
-    batch = devices.replicate(ready_batch(trainer))
-    state = devices.replicate_for_pmap(trainer.create_state())
+    batch = distributed.replicate(ready_batch(trainer))
+    state = distributed.replicate_for_pmap(trainer.create_state())
 
     def work(seconds: float) -> float:
         nonlocal state
@@ -282,10 +282,10 @@ def forward_alone(trainer: Trainer) -> Work:
     dataset, size = trainer.dataset, trainer.config.evaluation.batch_size
     model = create_model(trainer.config.model, dataset.num_classes)
     forward = jax.jit(functools.partial(model.apply, train=False))
-    variables = devices.replicate(trainer.create_state().variables)
+    variables = distributed.replicate(trainer.create_state().variables)
     images = normalize(jnp.asarray(dataset.test.images), dataset.mean, dataset.std)
     starts = range(0, len(images) // size * size, size) or (0,)
-    batches = [devices.shard(np.asarray(images[start : start + size])) for start in starts]
+    batches = [distributed.shard(np.asarray(images[start : start + size])) for start in starts]
 
     def work(seconds: float) -> float:
         start, done = time.perf_counter(), 0
@@ -314,7 +314,7 @@ def measure_compilation(trainer: Trainer) -> dict[str, float]:
     feed = create_feed_of(trainer)
     update = create_update(trainer, feed.fetch, trainer.batch_fn)
     call = next(iter(feed.calls(jax.random.key(0), 1)))
-    state = devices.replicate_for_pmap(trainer.create_state())
+    state = distributed.replicate_for_pmap(trainer.create_state())
     report, before = {}, jax.config.jax_compilation_cache_dir
     with tempfile.TemporaryDirectory() as folder:
         jax.config.update("jax_compilation_cache_dir", folder)

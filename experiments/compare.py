@@ -36,8 +36,7 @@ from scores import (
 from variants import Comparison, Run, Variant, parse_seeds, parse_variant
 
 from mixmo_jax.commands import parse_with_fields, run_command
-from mixmo_jax.errors import InputError
-from mixmo_jax.files import expand, write_json, write_text
+from mixmo_jax.errors import InputError, expand, write_json, write_text
 
 _LAUNCHERS = ("here", "slurm")
 

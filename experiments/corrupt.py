@@ -24,9 +24,17 @@ from mixmo_jax import config as config_lib
 from mixmo_jax import datasets
 from mixmo_jax.commands import parse_with_fields, run_command
 from mixmo_jax.datasets import Split
-from mixmo_jax.errors import InputError, invalid, unknown
+from mixmo_jax.errors import (
+    InputError,
+    expand,
+    invalid,
+    map_array,
+    read_json,
+    unknown,
+    write_json,
+    writing,
+)
 from mixmo_jax.evaluation.corruptions import SEVERITIES
-from mixmo_jax.files import expand, map_array, read_json, write_json, writing
 
 FACTS = "corrupt.json"
 _FORMAT = 1  # to be raised when other images are made
@@ -47,7 +55,7 @@ def main() -> None:
     if arguments.seed < 0:
         raise invalid("seed", arguments.seed, "at least 0")
     dataset = config_lib.parse(arguments.config, overrides)[1].dataset
-    split = datasets.load(dataset).test
+    split = datasets.load_dataset(dataset).test
     names = parse_names(arguments.corruptions, split.images.shape[-1])
     corrupt(split, names, arguments.output, arguments.seed)
 

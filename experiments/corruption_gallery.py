@@ -17,9 +17,8 @@ from PIL import Image
 from mixmo_jax import config as config_lib
 from mixmo_jax import datasets
 from mixmo_jax.commands import parse_with_fields, run_command
-from mixmo_jax.errors import invalid
+from mixmo_jax.errors import expand, invalid, writing
 from mixmo_jax.evaluation.corruptions import SEVERITIES
-from mixmo_jax.files import expand, writing
 
 INCHES = 0.72  # of an image
 
@@ -32,7 +31,9 @@ def main() -> None:
     parser.add_argument("--index", type=int, default=0, help="of the image, %(default)s by default")
     parser.add_argument("--output", type=expand, required=True, metavar="FILE.png")
     arguments, overrides = parse_with_fields(parser)
-    images = datasets.load(config_lib.parse(arguments.config, overrides)[1].dataset).test.images
+    images = datasets.load_dataset(
+        config_lib.parse(arguments.config, overrides)[1].dataset
+    ).test.images
     if not 0 <= arguments.index < len(images):
         raise invalid("index", arguments.index, f"0 to {len(images) - 1}")
     figure = draw_gallery(np.asarray(images[[arguments.index]]))

@@ -11,10 +11,9 @@ from flops import model_flops
 from variants import Run
 
 from mixmo_jax import config as config_lib
-from mixmo_jax.errors import InputError
-from mixmo_jax.files import is_number, read_json, reading
+from mixmo_jax.config import flatten
+from mixmo_jax.errors import InputError, is_number, read_json, reading
 from mixmo_jax.input_pipeline.batch import steps_per_epoch
-from mixmo_jax.schema import flatten
 from mixmo_jax.training.loop import Trainer
 
 _SECONDS = 3.0  # of a measurement, beside the compilation

@@ -12,8 +12,7 @@ from collections.abc import Callable
 import tqdm
 from variants import Run
 
-from mixmo_jax.errors import InputError, Interrupted
-from mixmo_jax.files import write_text
+from mixmo_jax.errors import InputError, Interrupted, write_text
 from mixmo_jax.runs.metric_writer import read_metrics
 
 # One task for each command; they stand inside, as SLURM keeps a copy of the script. `srun` passes

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from mixmo_jax.commands import run_command
-from mixmo_jax.files import expand
+from mixmo_jax.errors import expand
 from mixmo_jax.mixing import MASKS
 
 SHAPE = (32, 32, 16)  # the encoders' output of a Wide ResNet on CIFAR

@@ -20,7 +20,7 @@ BLUE, ORANGE, GRAY = "tab:blue", "tab:orange", "0.35"
 
 def main() -> None:
     _, config = config_lib.parse("digits")
-    data = datasets.load(config.dataset)
+    data = datasets.load_dataset(config.dataset)
     first, second = (np.flatnonzero(data.train.labels == digit)[4] for digit in (3, 6))
     images = data.train.images[[first, second], ..., 0] / 255
     mask = np.asarray(box_mask(jnp.float32(0.45), jnp.array([0.45, 0.6], jnp.float32), (8, 8)))

@@ -10,8 +10,7 @@ import numpy as np
 import plot_style
 
 from mixmo_jax.commands import run_command
-from mixmo_jax.errors import InputError
-from mixmo_jax.files import read_json
+from mixmo_jax.errors import InputError, read_json
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ import sys
 import plot_style
 
 from mixmo_jax.commands import run_command
+from mixmo_jax.errors import read_json, reading
 from mixmo_jax.evaluation.corruptions import SEVERITIES
-from mixmo_jax.files import read_json, reading
 from mixmo_jax.runs.metric_writer import CORRUPTIONS, RESULTS
 
 

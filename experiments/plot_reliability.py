@@ -16,9 +16,9 @@ from matplotlib.axes import Axes
 from scores import read_logits
 
 from mixmo_jax.commands import run_command
+from mixmo_jax.errors import read_json
 from mixmo_jax.evaluation import calibration
 from mixmo_jax.evaluation.ensemble import ensemble_log_probs
-from mixmo_jax.files import read_json
 from mixmo_jax.runs.metric_writer import RESULTS
 
 _BINS = 10

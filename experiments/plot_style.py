@@ -14,8 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from variants import all_fields
 
-from mixmo_jax.errors import InputError
-from mixmo_jax.files import expand, read_json, writing
+from mixmo_jax.errors import InputError, expand, read_json, writing
 from mixmo_jax.runs.metric_writer import RESULTS
 from mixmo_jax.runs.workdir import CONFIG
 

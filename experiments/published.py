@@ -1,8 +1,8 @@
 """The accuracies that the MixMo authors publish, in %, on their page and in arXiv 2103.06132."""
 
+from mixmo_jax.config import flatten
 from mixmo_jax.configs import cifar10, cifar100, tiny_imagenet
 from mixmo_jax.runs.workdir import NEUTRAL_FIELDS
-from mixmo_jax.schema import flatten
 
 # By method: CIFAR-100 and CIFAR-10, WRN-28-10. Two numbers are the ends of a range.
 _CIFAR = {

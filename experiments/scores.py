@@ -8,12 +8,11 @@ import published
 from scipy import stats
 from variants import Comparison, Variant, check_same, identity, is_scored
 
-from mixmo_jax.errors import InputError
+from mixmo_jax.config import flatten
+from mixmo_jax.errors import ARRAY_DAMAGE, InputError, read_json, reading
 from mixmo_jax.evaluation import metrics
-from mixmo_jax.files import ARRAY_DAMAGE, read_json, reading
 from mixmo_jax.runs.metric_writer import CORRUPTIONS, RESULTS, read_metrics
 from mixmo_jax.runs.workdir import LOGITS
-from mixmo_jax.schema import flatten
 
 # Column: where it is, the factor to its unit, decimal places.
 COLUMNS = {

@@ -37,9 +37,8 @@ from jax.sharding import PartitionSpec as P
 
 from mixmo_jax import config as config_lib
 from mixmo_jax.commands import parse_with_fields, run_command
-from mixmo_jax.devices import AXIS
-from mixmo_jax.errors import InputError
-from mixmo_jax.files import expand, write_json
+from mixmo_jax.distributed import AXIS
+from mixmo_jax.errors import InputError, expand, write_json
 from mixmo_jax.input_pipeline.batch import gather, planned_indices
 from mixmo_jax.training.loop import Trainer
 from mixmo_jax.training.step import make_call_fn

@@ -10,13 +10,12 @@ from typing import NamedTuple
 import ml_collections
 
 from mixmo_jax import config as config_lib
+from mixmo_jax.config import flatten, from_json_value
 from mixmo_jax.configs import common
-from mixmo_jax.errors import InputError, shown
+from mixmo_jax.errors import InputError, format_value, jsonable, read_json
 from mixmo_jax.evaluation.corruptions import read_labels
-from mixmo_jax.files import jsonable, read_json
 from mixmo_jax.runs.metric_writer import CORRUPTIONS, RESULTS, read_metrics
 from mixmo_jax.runs.workdir import CONFIG, NEUTRAL_FIELDS, read_config
-from mixmo_jax.schema import flatten, from_json_value
 
 # Datasets that have no validation split of their own. Of others it is known when they are loaded.
 _WITHOUT_VALIDATION = ("digits", "cifar10", "cifar100", "tiny_imagenet")
@@ -283,7 +282,9 @@ def check_same(what: object, found: dict[str, object], expected: dict[str, objec
     """Raises `InputError` if a run was made with other fields than are asked for."""
     different = [k for k in {**found, **expected} if found.get(k) != expected.get(k)]
     if different:
-        values = [shown(fields.get(different[0], "the default")) for fields in (found, expected)]
+        values = [
+            format_value(fields.get(different[0], "the default")) for fields in (found, expected)
+        ]
         change = f"{different[0]}={values[0]} (now {values[1]})"
         raise InputError(f"{what}: made with {change}; choose another --output")
 

@@ -13,10 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 import jaxlib
 
 from mixmo_jax import config as config_lib
-from mixmo_jax import schema
-from mixmo_jax.errors import InputError, Interrupted, unknown, warn
+from mixmo_jax.errors import InputError, Interrupted, execute_module, expand, unknown, warn
 from mixmo_jax.evaluation.ensemble import ENSEMBLES
-from mixmo_jax.files import execute_module, expand
 
 DEFECTIVE_JAXLIB = ("0.10.2",)  # github.com/jax-ml/jax/issues/39103
 PLUGIN_HELP = "Python file that registers mask functions, networks or datasets of your own"
@@ -78,7 +76,7 @@ def check_field_flags(overrides: Sequence[str], own: Sequence[str]) -> None:
         if name.lstrip("-").rpartition(".")[2] == "method":
             raise InputError(f"{flag}: no such flag; a method is chosen by --config=FILE:METHOD")
         if flag.startswith("-") and not difflib.get_close_matches(name, own, n=1, cutoff=0.8):
-            field = str(schema.unknown_field(name.lstrip("-"), prefix="--config."))
+            field = str(config_lib.unknown_field(name.lstrip("-"), prefix="--config."))
             if "did you mean" in field:
                 raise InputError(f"{flag}: no such flag; {field.partition('; ')[2]}")
         raise unknown("flag", flag, own, where="--help")

@@ -23,8 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from mixmo_jax.commands import add_model_flags, create_parser, load_model, run_command
-from mixmo_jax.errors import InputError
-from mixmo_jax.files import expand, write_bytes, write_json
+from mixmo_jax.errors import InputError, expand, write_bytes, write_json
 from mixmo_jax.inference.model import Model
 
 PLATFORMS = ("cpu", "cuda", "tpu")

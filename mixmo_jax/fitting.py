@@ -9,13 +9,12 @@ import ml_collections
 import numpy as np
 
 from mixmo_jax import config as config_lib
-from mixmo_jax import datasets, devices, processes, schema
+from mixmo_jax import datasets, distributed
 from mixmo_jax.datasets import Dataset, Split, arrays
-from mixmo_jax.errors import InputError, Interrupted, shown
-from mixmo_jax.files import expand
+from mixmo_jax.distributed import StopSignals
+from mixmo_jax.errors import InputError, Interrupted, expand, format_value
 from mixmo_jax.inference.loading import load
 from mixmo_jax.inference.model import Model
-from mixmo_jax.runs.signals import StopSignals
 from mixmo_jax.train import train
 from mixmo_jax.training.outputs import MetricWriter
 
@@ -63,7 +62,7 @@ def fit(
       Interrupted: a KeyboardInterrupt, if a signal asked to stop.
       FloatingPointError: if the loss or a weight is not finite.
     """
-    if not processes.is_alone():
+    if not distributed.is_alone():
         raise InputError(
             "fit: trains in one process only; for several, run python -m mixmo_jax.main"
         )
@@ -71,10 +70,10 @@ def fit(
     for writer in writers:
         for method in ("start", "write", "close"):
             if not callable(getattr(writer, method, None)):
-                raise InputError(f"writers: {shown(writer)} has no method {method}")
+                raise InputError(f"writers: {format_value(writer)} has no method {method}")
     config = _read_config(config)
     dataset = _create_dataset(config, images, labels, test, validation, class_names)
-    devices.use_compilation_cache(config.compilation_cache)
+    distributed.use_compilation_cache(config.compilation_cache)
     with _folder(workdir) as folder:
         signals = StopSignals(own_process=False)
         train(config, folder, dataset=dataset, writers=writers, signals=signals)
@@ -88,9 +87,9 @@ def _read_config(config: str | ml_collections.ConfigDict) -> ml_collections.Conf
         config.dataset.mean = config.dataset.std = ()
     elif isinstance(config, ml_collections.ConfigDict):
         config = ml_collections.ConfigDict(config.to_dict())
-        schema.check(config)
+        config_lib.check(config)
     else:
-        raise InputError(f"config={shown(config)}: expected a string or a ConfigDict")
+        raise InputError(f"config={format_value(config)}: expected a string or a ConfigDict")
     config.dataset.name = arrays.NAME
     config_lib.override(config, [])
     return config
@@ -107,7 +106,9 @@ def _create_dataset(config, images, labels, test, validation, class_names) -> Da
         splits[name] = _create_split(f"{name}: ", *pair)
     if class_names is not None:
         if isinstance(class_names, str) or not isinstance(class_names, Iterable):
-            raise InputError(f"class_names={shown(class_names)}: expected a sequence of texts")
+            raise InputError(
+                f"class_names={format_value(class_names)}: expected a sequence of texts"
+            )
         class_names = list(class_names)
     return datasets.from_splits(config.dataset, splits, class_names)
 

@@ -13,9 +13,8 @@ from collections.abc import Sequence
 
 from mixmo_jax import config as config_lib
 from mixmo_jax.commands import create_parser, import_plugins, parse_with_fields, run_command
-from mixmo_jax.errors import InputError
-from mixmo_jax.evaluate import import_variables
-from mixmo_jax.files import expand
+from mixmo_jax.errors import InputError, expand
+from mixmo_jax.evaluation.evaluate import import_variables
 from mixmo_jax.inference.torch_checkpoints import convert, read_state_dict
 
 

@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from absl import flags
 
 from mixmo_jax import config as config_lib
-from mixmo_jax import processes, schema
+from mixmo_jax import distributed
 from mixmo_jax.commands import PLUGIN_HELP, check_field_flags, import_plugins, run_command
 from mixmo_jax.configs.common import METHODS
-from mixmo_jax.errors import InputError
+from mixmo_jax.distributed import StopSignals
+from mixmo_jax.errors import InputError, expand
 from mixmo_jax.evaluation.ensemble import ENSEMBLES
-from mixmo_jax.files import expand
-from mixmo_jax.runs.signals import StopSignals
 
 _ONLY_EVALUATE = ("corruptions", "ensemble", "allow_unfinished")
 _PROCESSES = ("coordinator_address", "num_processes", "process_id")
@@ -46,7 +45,7 @@ def main(argv: Sequence[str], *, own_process: bool = False) -> int:
 
 def run() -> None:
     """Runs the command line of this process, and ends it."""
-    with processes.ending_without_others():
+    with distributed.ending_without_others():
         sys.exit(main(sys.argv, own_process=True))
 
 
@@ -75,7 +74,9 @@ def _run(argv: Sequence[str], own_process: bool) -> None:
 def _help(known: flags.FlagValues) -> str:
     methods = f"Methods: {', '.join(METHODS)}"
     configs = f"Configs of the package: {', '.join(config_lib.names())}"
-    fields = f"Fields, set by --config.FIELD=VALUE, and their defaults:\n{schema.describe_fields()}"
+    fields = (
+        f"Fields, set by --config.FIELD=VALUE, and their defaults:\n{config_lib.describe_fields()}"
+    )
     own = [f"  --{name}\n      {known[name].help.splitlines()[0]}" for name in _OWN_FLAGS]
     return "\n\n".join([__doc__.strip(), "Flags:\n" + "\n".join(own), configs, methods, fields])
 
@@ -137,7 +138,7 @@ def _define_flags() -> flags.FlagValues:
 
 
 def _train(known: flags.FlagValues, overrides: Sequence[str], own_process: bool) -> None:
-    from mixmo_jax import devices
+    from mixmo_jax import distributed
     from mixmo_jax.train import train  # Orbax takes time to import
 
     for name in _ONLY_EVALUATE:
@@ -147,13 +148,14 @@ def _train(known: flags.FlagValues, overrides: Sequence[str], own_process: bool)
         raise InputError("config: missing; for example --config=digits")
     name, config = config_lib.parse(known.config, overrides)
     default = f"runs/{name}-{config.method}-s{config.seed}"
-    devices.use_compilation_cache(config.compilation_cache)
-    processes.connect(*(known[flag].value for flag in _PROCESSES))
+    distributed.use_compilation_cache(config.compilation_cache)
+    distributed.connect(*(known[flag].value for flag in _PROCESSES))
     train(config, expand(known.workdir or default), signals=StopSignals(own_process))
 
 
 def _evaluate(known: flags.FlagValues, overrides: Sequence[str]) -> None:
-    from mixmo_jax import devices, evaluate
+    from mixmo_jax import distributed
+    from mixmo_jax.evaluation import evaluate
     from mixmo_jax.runs.lock import lock
     from mixmo_jax.runs.workdir import read_config, split_folders
 
@@ -165,7 +167,7 @@ def _evaluate(known: flags.FlagValues, overrides: Sequence[str]) -> None:
             raise InputError(f"{flag}: only for training; one process evaluates")
     if known.corruptions is not None and overrides:
         raise InputError(f"{overrides[0]}: no field matters with --corruptions")
-    devices.use_compilation_cache(read_config(folders[0], overrides).compilation_cache)
+    distributed.use_compilation_cache(read_config(folders[0], overrides).compilation_cache)
     options = {"ensemble": known.ensemble, "allow_unfinished": known.allow_unfinished}
     with lock(folders[0]):
         if known.corruptions is not None:

@@ -12,12 +12,14 @@ import ml_collections
 import numpy as np
 
 from mixmo_jax import config as config_lib
-from mixmo_jax import datasets, evaluate, processes
+from mixmo_jax import datasets, distributed
 from mixmo_jax.datasets import Dataset
+from mixmo_jax.distributed import StopSignals
 from mixmo_jax.errors import InputError, Interrupted, warn
+from mixmo_jax.evaluation import evaluate
 from mixmo_jax.input_pipeline.batch import mixes_by_patches
 from mixmo_jax.input_pipeline.streaming import is_streamed
-from mixmo_jax.mixing.mixmo import patch_probability
+from mixmo_jax.mixing.mixing_block import patch_probability
 from mixmo_jax.runs import plots, workdir
 from mixmo_jax.runs.lock import lock
 from mixmo_jax.runs.metric_writer import (
@@ -28,7 +30,6 @@ from mixmo_jax.runs.metric_writer import (
     read_metrics,
     started,
 )
-from mixmo_jax.runs.signals import StopSignals
 from mixmo_jax.runs.terminal import Progress
 from mixmo_jax.training.checkpoints import BestCheckpoint, Checkpoints, EpochProgress
 from mixmo_jax.training.checks import check_network
@@ -69,8 +70,8 @@ def train(
     signals = signals or StopSignals()
     check_network(config)
     workdir.check_place(folder, config)
-    if not processes.is_first():
-        return _train_along(config, dataset, signals)
+    if not distributed.is_first():
+        return train_worker(config, dataset, signals)
     with lock(folder):
         return _train(config, folder, dataset, writers, signals)
 
@@ -83,7 +84,7 @@ def _train(
     signals: StopSignals,
 ) -> dict[str, float]:
     workdir.check_run(folder, config)
-    dataset = given or datasets.load(config.dataset)
+    dataset = given or datasets.load_dataset(config.dataset)
     dataset = workdir.restore_statistics(folder, dataset, exact=given is not None)
     dataset = _agree(config, dataset)
     trainer = Trainer(config, dataset)
@@ -108,7 +109,7 @@ def _train(
     return evaluate.evaluate_run(folder, dataset=dataset)
 
 
-def _train_along(
+def train_worker(
     config: ml_collections.ConfigDict, given: Dataset | None, signals: StopSignals
 ) -> None:
     """What all processes but the first do of a training run.
@@ -116,7 +117,7 @@ def _train_along(
     Raises:
       Interrupted: if a signal asked one of the processes to stop.
     """
-    trainer = Trainer(config, _agree(config, given or datasets.load(config.dataset)))
+    trainer = Trainer(config, _agree(config, given or datasets.load_dataset(config.dataset)))
     state, begun = _share(trainer.create_state(), EpochProgress())
     if trainer.epochs_done(state, begun) == config.num_epochs:
         return
@@ -124,20 +125,20 @@ def _train_along(
         state, begun = trainer.train(state, begun, outputs=None, stop=signals.requested)
     if trainer.epochs_done(state, begun) < config.num_epochs:
         # A launcher may kill all processes as soon as one of them has ended.
-        processes.broadcast_json("saved")
+        distributed.broadcast_json("saved")
         raise Interrupted("stopped", signals.received or signal.SIGTERM)
 
 
 def _agree(config: ml_collections.ConfigDict, dataset: Dataset) -> Dataset:
     """Returns the dataset as the first process normalizes it; checks that all have the same."""
-    if processes.is_alone():
+    if distributed.is_alone():
         return dataset
     fields = {
         name: value
         for name, value in config_lib.flatten(config).items()
         if name not in ("dataset.data_dir", "dataset.cache_dir", "compilation_cache")
     }
-    processes.check_equal(
+    distributed.check_equal(
         {
             **fields,
             "devices": jax.local_device_count(),
@@ -147,18 +148,18 @@ def _agree(config: ml_collections.ConfigDict, dataset: Dataset) -> Dataset:
             "placement": is_streamed(config.dataset.placement, dataset.train.nbytes),
         }
     )
-    mean, std = map(tuple, processes.broadcast_json((dataset.mean, dataset.std)))
+    mean, std = map(tuple, distributed.broadcast_json((dataset.mean, dataset.std)))
     return dataset.replace(mean=mean, std=std)
 
 
 def _share(state: TrainState, begun: EpochProgress) -> tuple[TrainState, EpochProgress]:
     """Returns the first process's state in all of them."""
-    if processes.is_alone():
+    if distributed.is_alone():
         return state, begun
     key = state.key
-    plain = processes.broadcast(state.replace(key=jax.random.key_data(key)))
+    plain = distributed.broadcast(state.replace(key=jax.random.key_data(key)))
     shared = jax.random.wrap_key_data(plain.key, impl=jax.random.key_impl(key))
-    losses, seconds = processes.broadcast_json((begun.losses.tolist(), begun.seconds))
+    losses, seconds = distributed.broadcast_json((begun.losses.tolist(), begun.seconds))
     begun = EpochProgress(np.asarray(losses, np.float32), seconds)
     return jax.tree.map(jnp.asarray, plain).replace(key=shared), begun
 
@@ -243,7 +244,7 @@ def _run_epochs(
         state, begun = trainer.train(state, begun, outputs=outputs, stop=signals.requested)
     if trainer.epochs_done(state, begun) < config.num_epochs:
         checkpoints.wait()
-        processes.broadcast_json("saved")
+        distributed.broadcast_json("saved")
         where = f"stopped after step {int(state.step):,}, which is saved in {folder}"
         message = f"{where}; run again, it resumes there"
         raise Interrupted(message, signals.received or signal.SIGTERM)

@@ -10,7 +10,7 @@ from scipy import stats
 
 from mixmo_jax import config as config_lib
 from mixmo_jax.datasets import Dataset, Split
-from mixmo_jax.files import read_json
+from mixmo_jax.errors import read_json
 from mixmo_jax.input_pipeline.augmix import (
     apply_operations,
     augmix,

@@ -10,10 +10,11 @@ from properties import draws, for_all, value_or_input_error
 
 from mixmo_jax.configs import common
 from mixmo_jax.datasets import DATASETS, Dataset, Split
-from mixmo_jax.files import read_json
+from mixmo_jax.errors import read_json
 from mixmo_jax.input_pipeline.batch import gather, planned_indices
 from mixmo_jax.input_pipeline.plan import epoch_order
-from mixmo_jax.mixing import MASKS, msda_methods
+from mixmo_jax.mixing import MASKS
+from mixmo_jax.mixing.masks import msda_methods
 from mixmo_jax.models import NETWORKS, MixMoNet, create_model
 from mixmo_jax.models.layers import stacked_init
 from mixmo_jax.runs.metric_writer import RESULTS

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from properties import draws, for_all
 
 from mixmo_jax.mixing import MASKS
-from mixmo_jax.mixing.blocks import blob_mask, block_mask, cut
+from mixmo_jax.mixing.masks import blob_mask, block_mask, cut
 
 # A mean may differ from its expectation by this many standard errors: less than one in a million.
 MAX_ERRORS = 5

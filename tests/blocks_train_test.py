@@ -10,10 +10,10 @@ import optax
 import pytest
 
 from mixmo_jax.mixing import MASKS
-from mixmo_jax.mixing.mixmo import loss_weights, mix_features, mixmo_masks
+from mixmo_jax.mixing.mixing_block import mix_features, mixmo_masks
 from mixmo_jax.models import NETWORKS
 from mixmo_jax.runs import plots
-from mixmo_jax.training.losses import weighted_cross_entropy
+from mixmo_jax.training.losses import loss_weights, weighted_cross_entropy
 
 draw_masks = jax.jit(mixmo_masks, static_argnames=("block", "shape"))
 

@@ -44,7 +44,7 @@ def folder(tmp_path):
 def load(folder: pathlib.Path, **fields) -> datasets.Dataset:
     config = config_lib.parse("image_folder", [f"--config.dataset.data_dir={folder}"])[1].dataset
     config.update({"image_size": 8, **fields})
-    return datasets.load(config)
+    return datasets.load_dataset(config)
 
 
 def all_images(data: datasets.Dataset) -> np.ndarray:
@@ -284,7 +284,7 @@ def test_a_process_killed_while_it_builds_leaves_no_cache(folder):
 
         datasets.image_folder.decode_images = decode_some_and_die
         flags = [f"--config.dataset.data_dir={sys.argv[1]}", "--config.dataset.image_size=8"]
-        datasets.load(config.parse("image_folder", flags)[1].dataset)
+        datasets.load_dataset(config.parse("image_folder", flags)[1].dataset)
     """
     command = [sys.executable, "-c", textwrap.dedent(script), str(folder)]
     assert subprocess.run(command, timeout=60).returncode == 9

@@ -117,7 +117,7 @@ def write_archive(root: pathlib.Path, files: dict[str, bytes]) -> pathlib.Path:
 
 def load(kind: str, data_dir: pathlib.Path) -> datasets.Dataset:
     flag = f"--config.dataset.data_dir={data_dir}"
-    return datasets.load(config_lib.parse(kind, [flag])[1].dataset)
+    return datasets.load_dataset(config_lib.parse(kind, [flag])[1].dataset)
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mixmo_jax.models import convolution
-from mixmo_jax.models.convolution import convolve
+from mixmo_jax.models.cpu_convolution import convolve
 
 # Shape of the images, kernel, stride, padding.
 CASES = [

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import mixmo_jax
-from mixmo_jax import datasets, evaluate
+from mixmo_jax import datasets
 from mixmo_jax.errors import InputError
-from mixmo_jax.evaluation import metrics
+from mixmo_jax.evaluation import evaluate, metrics
 from mixmo_jax.evaluation.corruptions import score_corruptions
 from mixmo_jax.main import main
 from mixmo_jax.runs import workdir
@@ -23,7 +23,7 @@ SHAPE = (8, 8, 1)
 
 @pytest.fixture(scope="module")
 def test_split(finished_run):
-    return datasets.load(workdir.read_config(finished_run).dataset).test
+    return datasets.load_dataset(workdir.read_config(finished_run).dataset).test
 
 
 @pytest.fixture

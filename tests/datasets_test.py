@@ -38,7 +38,7 @@ def source(monkeypatch):
 
 
 def test_digits(config):
-    data = datasets.load(config)
+    data = datasets.load_dataset(config)
     assert data.train.images.shape == (1437, 8, 8, 1)
     assert data.test.images.shape == (360, 8, 8, 1)
     assert data.validation is None
@@ -56,13 +56,13 @@ def test_digits(config):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_digits_are_always_split_alike(config, seed):
-    first = datasets.load(config)
+    first = datasets.load_dataset(config)
     config.split_seed = seed
-    np.testing.assert_array_equal(first.test.images, datasets.load(config).test.images)
+    np.testing.assert_array_equal(first.test.images, datasets.load_dataset(config).test.images)
 
 
 def test_measured_statistics(config):
-    data = datasets.load(config)
+    data = datasets.load_dataset(config)
     images = np.asarray(normalize(jnp.asarray(data.train.images), data.mean, data.std))
     assert abs(images.mean()) < 1e-5
     assert abs(images.std() - 1) < 1e-5
@@ -74,7 +74,7 @@ def test_statistics_are_those_of_each_channel(config, source, count, channels):
     train = make_split([count], (2, 3, channels))
     train.images[..., 0] //= 3
     source({"train": train, "test": make_split([2], (2, 3, channels))}, ["a"])
-    data = datasets.load(config)
+    data = datasets.load_dataset(config)
     pixels = train.images / 255
     np.testing.assert_allclose(data.mean, pixels.mean((0, 1, 2)), rtol=1e-12)
     np.testing.assert_allclose(data.std, pixels.std((0, 1, 2)), rtol=1e-12)
@@ -83,7 +83,7 @@ def test_statistics_are_those_of_each_channel(config, source, count, channels):
 
 def test_statistics_are_of_the_images_that_train(config):
     config.validation_fraction = 0.5
-    data = datasets.load(config)
+    data = datasets.load_dataset(config)
     pixels = np.asarray(data.train.images) / 255
     np.testing.assert_allclose(data.mean, pixels.mean((0, 1, 2)), rtol=1e-12)
     np.testing.assert_allclose(data.std, pixels.std((0, 1, 2)), rtol=1e-12)
@@ -91,14 +91,14 @@ def test_statistics_are_of_the_images_that_train(config):
 
 def test_given_statistics(config):
     config.mean, config.std = (0.5,), (0.25,)
-    data = datasets.load(config)
+    data = datasets.load_dataset(config)
     assert (data.mean, data.std) == ((0.5,), (0.25,))
 
 
 def test_one_of_the_statistics_may_be_given(config):
-    measured = datasets.load(config)
+    measured = datasets.load_dataset(config)
     config.std = (0.25,)
-    data = datasets.load(config)
+    data = datasets.load_dataset(config)
     assert (data.mean, data.std) == (measured.mean, (0.25,))
 
 
@@ -107,7 +107,7 @@ def test_wrong_number_of_channels(config, field):
     config[field] = (0.5, 0.5, 0.5)
     message = rf"^dataset\.{field}=\(0\.5, 0\.5, 0\.5\): expected 1 values, one per channel, or "
     with pytest.raises(InputError, match=message):
-        datasets.load(config)
+        datasets.load_dataset(config)
 
 
 def test_flat_images_have_no_deviation(config, source):
@@ -115,9 +115,9 @@ def test_flat_images_have_no_deviation(config, source):
     train.images[:] = 7
     source({"train": train, "test": make_split([1, 1])}, ["a", "b"])
     with pytest.raises(InputError, match="a channel of the training images is flat"):
-        datasets.load(config)
+        datasets.load_dataset(config)
     config.std = (1.0,)
-    assert datasets.load(config).mean == (pytest.approx(7 / 255),)
+    assert datasets.load_dataset(config).mean == (pytest.approx(7 / 255),)
 
 
 def test_an_unknown_name(config, monkeypatch):
@@ -125,7 +125,7 @@ def test_an_unknown_name(config, monkeypatch):
     config.name = "imagenet"
     known = "digits, cifar10, cifar100, tiny_imagenet, image_folder, arrays, mine"
     with pytest.raises(InputError, match=rf"^dataset\.name='imagenet': expected one of {known}$"):
-        datasets.load(config)
+        datasets.load_dataset(config)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64])
@@ -141,7 +141,7 @@ def test_a_loader_of_ones_own(config, monkeypatch, dtype, has_test):
 
     monkeypatch.setitem(datasets.DATASETS, "mine", load_mine)
     config.name, config.data_dir, config.test_fraction = "mine", "somewhere", 0.3
-    data = datasets.load(config)
+    data = datasets.load_dataset(config)
     assert asked == [("mine", "somewhere")]
     assert data.class_names == ("cat", "dog")
     assert (len(data.train), len(data.test)) == ((6, 6) if has_test else (4, 2))
@@ -155,7 +155,7 @@ def test_a_loader_of_other_splits(config, source, names, found):
     source(dict.fromkeys(names, GOOD), ["a", "b"])
     expected = rf"^digits: splits {found}: expected train and perhaps test and validation$"
     with pytest.raises(InputError, match=expected):
-        datasets.load(config)
+        datasets.load_dataset(config)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "tiny_imagenet", "image_folder"])
@@ -184,13 +184,13 @@ GOOD = make_split([3, 3])
 def test_what_a_source_must_not_give(config, source, name, images, labels, message):
     source({"train": GOOD, "test": GOOD, name: Split(images, labels)}, ["a", "b"])
     with pytest.raises(InputError, match=f"^digits: {name}: {message}"):
-        datasets.load(config)
+        datasets.load_dataset(config)
 
 
 def test_a_class_that_is_never_trained(config, source):
     source({"train": make_split([3, 0, 3, 0]), "test": GOOD}, list("abcd"))
     with pytest.raises(InputError, match=r"^digits: train: no image of 2 of the classes$"):
-        datasets.load(config)
+        datasets.load_dataset(config)
 
 
 def identities(split: Split) -> list[bytes]:
@@ -230,9 +230,9 @@ def test_a_single_image_of_a_class_stays():
 
 
 def test_a_part_of_the_images_for_training_can_be_set_apart(config):
-    whole = datasets.load(config)
+    whole = datasets.load_dataset(config)
     config.validation_fraction = 0.1
-    data = datasets.load(config)
+    data = datasets.load_dataset(config)
     np.testing.assert_array_equal(data.test.images, whole.test.images)
     parts = collections.Counter(identities(data.train) + identities(data.validation))
     assert parts == collections.Counter(identities(whole.train))
@@ -241,15 +241,15 @@ def test_a_part_of_the_images_for_training_can_be_set_apart(config):
 
 
 def test_the_first_training_images_alone(config):
-    whole = datasets.load(config)
+    whole = datasets.load_dataset(config)
     config.num_train_images = 100
-    data = datasets.load(config)
+    data = datasets.load_dataset(config)
     np.testing.assert_array_equal(data.train.images, whole.train.images[:100])
     np.testing.assert_array_equal(data.train.labels, whole.train.labels[:100])
     np.testing.assert_array_equal(data.test.images, whole.test.images)
     config.num_train_images = len(whole.train) + 1
     with pytest.raises(InputError, match=r"num_train_images=1438: expected at most the 1,437"):
-        datasets.load(config)
+        datasets.load_dataset(config)
 
 
 def test_the_seed_decides_what_is_set_apart(config):
@@ -257,7 +257,7 @@ def test_the_seed_decides_what_is_set_apart(config):
     apart = []
     for seed in (0, 0, 1):
         config.split_seed = seed
-        apart.append(identities(datasets.load(config).validation))
+        apart.append(identities(datasets.load_dataset(config).validation))
     assert apart[0] == apart[1] != apart[2]
 
 
@@ -265,7 +265,7 @@ def test_training_validation_and_test_are_disjoint_when_all_are_split(config, so
     whole = make_split([50, 30])
     source({"train": whole}, ["a", "b"])
     config.validation_fraction = config.test_fraction = 0.2
-    data = datasets.load(config)
+    data = datasets.load_dataset(config)
     parts = [identities(s) for s in (data.train, data.validation, data.test)]
     assert [len(p) for p in parts] == [51, 13, 16]
     assert sorted(image for part in parts for image in part) == sorted(identities(whole))
@@ -273,9 +273,9 @@ def test_training_validation_and_test_are_disjoint_when_all_are_split(config, so
 
 def test_validation_does_not_change_the_test_split(config, source):
     source({"train": make_split([50, 30])}, ["a", "b"])
-    before = identities(datasets.load(config).test)
+    before = identities(datasets.load_dataset(config).test)
     config.validation_fraction = 0.3
-    assert identities(datasets.load(config).test) == before
+    assert identities(datasets.load_dataset(config).test) == before
 
 
 ARRAY = np.arange(5 * 2 * 3).reshape(5, 2, 3).astype(np.uint8)
@@ -353,4 +353,4 @@ def test_validation_needs_images_to_spare(config, source):
     source({**splits, "train": splits["train"].subset(np.array(first))}, names)
     config.validation_fraction = 0.2
     with pytest.raises(InputError, match="validation: no class has a training image to spare"):
-        datasets.load(config)
+        datasets.load_dataset(config)

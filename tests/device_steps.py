@@ -16,7 +16,7 @@ import numpy as np
 import tiny  # noqa: F401
 
 from mixmo_jax import config as config_lib
-from mixmo_jax import datasets, devices, processes
+from mixmo_jax import datasets, distributed
 from mixmo_jax.evaluation.logits import make_logits_fn
 from mixmo_jax.input_pipeline.streaming import create_feed
 from mixmo_jax.models import NETWORKS
@@ -26,18 +26,18 @@ from mixmo_jax.training.step import make_train_step, make_update_fn
 
 def main(output: str, address: str | None = None, *numbers: str) -> None:
     if address is not None:
-        processes.connect(address, *map(int, numbers))
+        distributed.connect(address, *map(int, numbers))
     _, config = config_lib.parse(
         "digits:cut_mixmo+cutmix", ["--config.model.name=tiny", "--config.optimizer.warmup_steps=1"]
     )
-    trainer = Trainer(config, datasets.load(config.dataset))
+    trainer = Trainer(config, datasets.load_dataset(config.dataset))
     model = NETWORKS["tiny"](
         depth=10,
         width=trainer.config.model.width,
         num_members=2,
         num_classes=10,
         dtype=jnp.dtype("float64"),
-        axis_name=devices.AXIS,
+        axis_name=distributed.AXIS,
     )
     state = trainer.create_state()
     wide = {
@@ -53,8 +53,8 @@ def main(output: str, address: str | None = None, *numbers: str) -> None:
     # As many images as no number of devices divides.
     images = trainer.dataset.test.images[:37]
     logits_fn = make_logits_fn(model, batch_size=10, mean=(0.0,), std=(1.0,))
-    variables = devices.replicate(end.variables)
-    arrays["logits"] = processes.map_rows(lambda rows: logits_fn(variables, rows), images)
+    variables = distributed.replicate(end.variables)
+    arrays["logits"] = distributed.map_rows(lambda rows: logits_fn(variables, rows), images)
     np.savez(output, **arrays)
 
 
@@ -70,11 +70,11 @@ def train(trainer, model, state, placement: str):
     )
     update = make_update_fn(step, trainer.plan_fn)
     calls = feed.calls(state.key, 1)
-    state, losses = devices.replicate_for_pmap(state), []
+    state, losses = distributed.replicate_for_pmap(state), []
     for call in itertools.islice(calls, 6):
         state, loss = update(state, *call)
         losses.append(loss[0, 0])
-    return devices.unreplicate(state), np.stack(losses)
+    return distributed.unreplicate(state), np.stack(losses)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def read_results(name, key="rows"):
     return json.loads((RESULTS / name / "results.json").read_text())[key]
 
 
-def shown(row, column, decimals):
+def format_value(row, column, decimals):
     """A mean and its deviation as the tables show them."""
     if column not in row:
         return ""
@@ -41,7 +41,7 @@ def shown(row, column, decimals):
 def test_first_page_has_the_scores_of_the_digits():
     columns = {"accuracy (%)": 2, "members (%)": 2, "NLL": 4, "ECE": 4, "disagreement (%)": 2}
     expected = [
-        [row["label"], str(row["n"]), *(shown(row, *column) for column in columns.items())]
+        [row["label"], str(row["n"]), *(format_value(row, *column) for column in columns.items())]
         for row in read_results("digits")
     ]
     assert read_table("README.md", "method") == expected
@@ -54,7 +54,7 @@ def test_table_of_few_images_has_their_accuracies():
     assert len(found) == len(tables[0]) == 9
     for i, (_, *cells) in enumerate(found):
         rows = [table[i] if i < len(table) else {} for table in tables]
-        assert cells == [shown(row, "accuracy (%)", 2) for row in rows]
+        assert cells == [format_value(row, "accuracy (%)", 2) for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_sentences_on_few_images_again_have_their_numbers():
         rows[label] for label in ("vanilla, epochs x 3", "cutmix, epochs x 3", "cut_mixmo")
     )
     assert {row["n"] for row in rows.values()} == {10}
-    accuracies = [f"{shown(row, 'accuracy (%)', 2)} %" for row in (mixed, plain, pixels)]
+    accuracies = [f"{format_value(row, 'accuracy (%)', 2)} %" for row in (mixed, plain, pixels)]
     nlls, eces = ([f"{r[s][0]:.3f}" for r in (mixed, plain, pixels)] for s in ("NLL", "ECE"))
     sentences = [
         "has {}, the plain network {}, with CutMix {}".format(*accuracies),

@@ -320,7 +320,7 @@ def archive_of_noise() -> bytes:
 
 def load(folder: pathlib.Path) -> datasets.Dataset:
     flag = f"--config.dataset.data_dir={folder}"
-    return datasets.load(config_lib.parse("cifar100", [flag])[1].dataset)
+    return datasets.load_dataset(config_lib.parse("cifar100", [flag])[1].dataset)
 
 
 @pytest.fixture

@@ -34,12 +34,12 @@ from variants import Comparison, Variant
 
 from mixmo_jax import config as config_lib
 from mixmo_jax.commands import parse_with_fields
+from mixmo_jax.config import flatten
 from mixmo_jax.configs import common
 from mixmo_jax.errors import InputError
 from mixmo_jax.evaluation import metrics
 from mixmo_jax.input_pipeline.batch import steps_per_epoch
 from mixmo_jax.mixing import MASKS
-from mixmo_jax.schema import flatten
 
 EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
 FOUND = {"vanilla": (0.90, 0.92, 0.91), "mimo": (0.95, 0.97, 0.965), "cutmix": (0.9, 0.93, 0.9)}
@@ -343,7 +343,7 @@ def test_mistyped_flags_of_scripts(flag, message):
 # A run in place of the real one: it saves when it is asked to stop.
 RUN = """
 import pathlib, sys, time
-from mixmo_jax.runs.signals import StopSignals
+from mixmo_jax.distributed import StopSignals
 with StopSignals() as signals:
     pathlib.Path(sys.argv[1], "started").touch()
     while not signals.requested():

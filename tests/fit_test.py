@@ -14,10 +14,10 @@ import pytest
 
 import mixmo_jax
 from mixmo_jax import config as config_lib
-from mixmo_jax import datasets, fitting, main, processes
+from mixmo_jax import datasets, distributed, fitting, main
 from mixmo_jax import train as train_lib
 from mixmo_jax.errors import InputError, Interrupted
-from mixmo_jax.inference.loading import load_network
+from mixmo_jax.inference.loading import load_run
 from mixmo_jax.runs import plots
 from mixmo_jax.runs.metric_writer import CSV, read_metrics
 from mixmo_jax.train import train
@@ -30,7 +30,7 @@ def tiny_config(*fields):
     return config_lib.parse("digits:cut_mixmo", [f"--config.{f}" for f in (*FIELDS, *fields)])[1]
 
 
-DIGITS = datasets.load(tiny_config().dataset)
+DIGITS = datasets.load_dataset(tiny_config().dataset)
 IMAGES, LABELS = DIGITS.train.images, DIGITS.train.labels
 TEST = (DIGITS.test.images[..., 0], DIGITS.test.labels.tolist())
 
@@ -83,7 +83,7 @@ def without_times(epochs):
 
 def assert_same_run(folder, expected):
     assert without_times(read_metrics(folder)) == without_times(read_metrics(expected))
-    variables = [load_network(path).variables for path in (folder, expected)]
+    variables = [load_run(path).variables for path in (folder, expected)]
     chex.assert_trees_all_equal(*variables)
 
 
@@ -253,7 +253,7 @@ def test_wrong_arguments_are_named(tmp_path, arguments, message):
 
 
 def test_one_process_only(tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "is_alone", lambda: False)
+    monkeypatch.setattr(distributed, "is_alone", lambda: False)
     with pytest.raises(InputError, match=r"^fit: trains in one process only"):
         fit(tmp_path)
 

@@ -120,7 +120,7 @@ def _read_weights(folder: pathlib.Path) -> bytes:
     from mixmo_jax.training.loop import Trainer
 
     config = workdir.read_config(folder)
-    trainer = Trainer(config, datasets.load(config.dataset))
+    trainer = Trainer(config, datasets.load_dataset(config.dataset))
     like = jax.eval_shape(trainer.create_state)
     state, begun = Checkpoints(folder / workdir.CHECKPOINTS).restore(like)
     assert int(state.step) == config.num_epochs * trainer.steps_per_epoch

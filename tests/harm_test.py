@@ -14,9 +14,9 @@ import harm
 import pytest
 
 from mixmo_jax.commands import run_command
+from mixmo_jax.distributed import SIGNALS, StopSignals
 from mixmo_jax.errors import InputError
 from mixmo_jax.runs.lock import lock
-from mixmo_jax.runs.signals import SIGNALS, StopSignals
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_resumed_run_may_be_stopped_too(undisturbed, tmp_path, signum, status):
 
 STOP = """
 import os, signal, sys, time
-from mixmo_jax.runs.signals import StopSignals
+from mixmo_jax.distributed import StopSignals
 signal.signal(signal.SIGINT, signal.default_int_handler)
 with StopSignals() as signals:
     os.kill(os.getpid(), signal.SIGTERM)

@@ -173,7 +173,7 @@ def read(path: pathlib.Path, name: str) -> None:
         torch_checkpoints.from_torch(path)
     else:
         flag = f"--config.dataset.data_dir={path}"
-        datasets.load(config_lib.parse(name, [flag])[1].dataset)
+        datasets.load_dataset(config_lib.parse(name, [flag])[1].dataset)
 
 
 def main(name: str, folder: pathlib.Path, step: str) -> None:

@@ -16,9 +16,8 @@ from mixmo_jax import config as config_lib
 from mixmo_jax import datasets, predict
 from mixmo_jax.datasets import archives, cifar
 from mixmo_jax.datasets.decode import decode_images
-from mixmo_jax.errors import InputError
+from mixmo_jax.errors import InputError, read_bytes, read_json
 from mixmo_jax.evaluation.corruptions import score_corruptions
-from mixmo_jax.files import read_bytes, read_json
 from mixmo_jax.inference import torch_checkpoints
 
 PIPES = {"pipe": os.mkfifo, "endless": lambda path: os.symlink("/dev/zero", path)}
@@ -66,7 +65,7 @@ def decode(file: pathlib.Path) -> np.ndarray:
 
 def load(data_dir: pathlib.Path, *flags: str, name: str = "image_folder") -> datasets.Dataset:
     flags = [f"--config.dataset.data_dir={data_dir}", *flags]
-    return datasets.load(config_lib.parse(name, flags)[1].dataset)
+    return datasets.load_dataset(config_lib.parse(name, flags)[1].dataset)
 
 
 @pytest.mark.parametrize("compressed", [False, True], ids=["tar", "tar.gz"])

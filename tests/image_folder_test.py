@@ -52,7 +52,7 @@ def parse(data_dir: pathlib.Path | str, **fields):
 
 
 def load(data_dir: pathlib.Path | str, **fields) -> datasets.Dataset:
-    return datasets.load(parse(data_dir, **fields))
+    return datasets.load_dataset(parse(data_dir, **fields))
 
 
 def classes_by_pixels(data: datasets.Dataset, split: datasets.Split) -> dict[bytes, str]:

@@ -12,10 +12,10 @@ from reference import Reference
 from scipy import special
 
 import mixmo_jax
-from mixmo_jax import datasets, devices, metrics
+from mixmo_jax import datasets, distributed, metrics
 from mixmo_jax.errors import InputError
-from mixmo_jax.evaluate import evaluate_ensemble, evaluate_run
 from mixmo_jax.evaluation import calibration
+from mixmo_jax.evaluation.evaluate import evaluate_ensemble, evaluate_run
 from mixmo_jax.evaluation.logits import make_logits_fn
 from mixmo_jax.inference.model import Model
 from mixmo_jax.models import create_model, preact_resnet, wide_resnet
@@ -43,7 +43,7 @@ def ensemble(finished_run, other_run):
 
 @pytest.fixture(scope="module")
 def test_split(model):
-    return datasets.load(model.config.dataset).test
+    return datasets.load_dataset(model.config.dataset).test
 
 
 @pytest.fixture
@@ -141,9 +141,9 @@ def test_scores_do_not_depend_on_batch_and_padding(model, test_split, batch_size
     (network,) = model.networks
     images, labels = test_split.images[:300], test_split.labels[:300]
     logits_fn = make_logits_fn(
-        network.model, batch_size=batch_size, mean=network.mean, std=network.std
+        network.module, batch_size=batch_size, mean=network.mean, std=network.std
     )
-    variables, expected = devices.replicate(network.variables), model.logits(images)
+    variables, expected = distributed.replicate(network.variables), model.logits(images)
     for count in (1, 7, 300):
         logits = logits_fn(variables, images[:count])
         assert len(logits) == count
@@ -306,16 +306,18 @@ def test_one_image_costs_about_one_image(model, monkeypatch):
 
     monkeypatch.setattr("mixmo_jax.evaluation.logits.normalize", record)
     (network,) = model.networks
-    logits_fn = make_logits_fn(network.model, batch_size=100, mean=(0.25,), std=(1.0,))
-    variables = devices.replicate(network.variables)
+    logits_fn = make_logits_fn(network.module, batch_size=100, mean=(0.25,), std=(1.0,))
+    variables = distributed.replicate(network.variables)
     for count in (1, 3, 70, 100, 250):
         logits_fn(variables, np.zeros((count, 8, 8, 1), np.float32))
     assert sizes == [jax.local_device_count(), 4, 100, 64]  # each compiled once
 
 
 def test_variables_are_placed_once(finished_run, test_split, monkeypatch):
-    placed, replicate = [], devices.replicate
-    monkeypatch.setattr(devices, "replicate", lambda tree: placed.append(tree) or replicate(tree))
+    placed, replicate = [], distributed.replicate
+    monkeypatch.setattr(
+        distributed, "replicate", lambda tree: placed.append(tree) or replicate(tree)
+    )
     model = mixmo_jax.load(finished_run)
     for _ in range(3):
         model.logits(test_split.images[:1])
@@ -378,7 +380,7 @@ def test_folded_network_costs_what_the_plain_one_does(reference_model):
     chex.assert_trees_all_equal_shapes_and_dtypes(folded.variables, shapes)
     flops = flops_of(plain, shapes, model.image_shape)
     assert flops > 0
-    found = flops_of(folded.model, folded.variables, model.image_shape)
+    found = flops_of(folded.module, folded.variables, model.image_shape)
     assert found == pytest.approx(flops, rel=0.01)
 
 
@@ -526,7 +528,7 @@ def test_run_of_which_some_members_predict(finished_run, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (5, *model.image_shape), np.uint8)
     expected = whole.logits(images)[:, [1]]
     np.testing.assert_allclose(model.logits(images), expected, rtol=1e-4, atol=1e-5)
-    trainer = Trainer(model.config, datasets.load(model.config.dataset))
+    trainer = Trainer(model.config, datasets.load_dataset(model.config.dataset))
     scored = trainer.evaluate(trainer.create_state())["test"]
     assert "accuracy_member1" not in scored
     config["evaluation"]["members"] = [2]

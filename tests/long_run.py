@@ -71,7 +71,7 @@ def train(folder: pathlib.Path, method: str, placement: str, num_epochs: str) ->
     fields = {**FIELDS, "dataset.placement": placement, "num_epochs": num_epochs}
     overrides = [f"--config.{name}={value}" for name, value in fields.items()]
     _, config = config_lib.parse(f"digits:{method}", overrides)
-    trainer = loop.Trainer(config, datasets.load(config.dataset))
+    trainer = loop.Trainer(config, datasets.load_dataset(config.dataset))
     folder.mkdir()
     writers = create_writers(folder)
     with Checkpoints(folder / workdir.CHECKPOINTS) as checkpoints, started(writers, []):

@@ -23,20 +23,19 @@ import pytest
 from harm import free_port
 
 from mixmo_jax import config as config_lib
-from mixmo_jax import datasets, devices
+from mixmo_jax import datasets, distributed
 from mixmo_jax import train as train_lib
 from mixmo_jax.datasets import Split
-from mixmo_jax.errors import InputError, Interrupted
-from mixmo_jax.evaluate import evaluate_run
+from mixmo_jax.distributed import StopSignals
+from mixmo_jax.errors import InputError, Interrupted, read_json
 from mixmo_jax.evaluation import metrics
-from mixmo_jax.files import read_json
+from mixmo_jax.evaluation.evaluate import evaluate_run
 from mixmo_jax.inference.loading import load
 from mixmo_jax.input_pipeline import streaming
 from mixmo_jax.mixing.unmix import unmix_features
 from mixmo_jax.models import create_model
 from mixmo_jax.runs import metric_writer, plots, terminal, workdir
 from mixmo_jax.runs.metric_writer import RESULTS
-from mixmo_jax.runs.signals import StopSignals
 from mixmo_jax.train import train
 from mixmo_jax.training.checkpoints import BestCheckpoint, Checkpoints, EpochProgress
 from mixmo_jax.training.loop import Trainer
@@ -61,7 +60,7 @@ def tiny_config(method="cut_mixmo", *overrides):
 
 @pytest.fixture(scope="module")
 def dataset():
-    return datasets.load(tiny_config().dataset)
+    return datasets.load_dataset(tiny_config().dataset)
 
 
 @pytest.fixture(autouse=True)
@@ -82,11 +81,11 @@ def run_steps(trainer, call_sizes, max_traces=None):
     update = make_update_fn(step, trainer.plan_fn)
     state = trainer.create_state()
     call = next(feed.calls(state.key, 1))
-    state, losses = devices.replicate_for_pmap(state), []
+    state, losses = distributed.replicate_for_pmap(state), []
     for size in call_sizes:
         state, call_losses = update(state, call.resident, None, call.order, size)
         losses.append(np.asarray(call_losses[0]))  # waits: too many calls in flight may deadlock
-    return devices.unreplicate(state), np.concatenate(losses)
+    return distributed.unreplicate(state), np.concatenate(losses)
 
 
 def create_feed(trainer):
@@ -174,7 +173,7 @@ def test_both_placements_train_the_same_network(dataset):
         feed = create_feed(trainer)
         update = make_update_fn(create_train_step(trainer, feed), trainer.plan_fn)
         calls = feed.calls(state.key, 1)
-        state, values = devices.replicate_for_pmap(state), []
+        state, values = distributed.replicate_for_pmap(state), []
         for arguments in itertools.islice(calls, 4 // steps):
             state, call_losses = update(state, *arguments)
             values.append(call_losses[0])
@@ -312,7 +311,7 @@ def test_run_evaluates_the_moving_average_beside_the_raw_weights(tmp_path):
     results = read_json(tmp_path / RESULTS)
     assert last["ema_test"]["nll"] == pytest.approx(results["ema_scores"]["nll"])
     assert last["test"]["nll"] == pytest.approx(results["scores"]["nll"])
-    images = datasets.load(config.dataset).test.images[:8]
+    images = datasets.load_dataset(config.dataset).test.images[:8]
     raw, average = (load(tmp_path, ema=ema).logits(images) for ema in (False, True))
     assert np.abs(raw - average).max() > 0
     config.num_epochs += 1
@@ -536,7 +535,7 @@ def test_evaluate_needs_a_finished_run(tmp_path, monkeypatch):
     config = tiny_config()
     with pytest.raises(InputError, match="holds no run"):
         evaluate_run(tmp_path / "nothing")
-    workdir.open_run(tmp_path, config, datasets.load(config.dataset))
+    workdir.open_run(tmp_path, config, datasets.load_dataset(config.dataset))
     with pytest.raises(InputError, match="no checkpoint"):
         evaluate_run(tmp_path)
 

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-from mixmo_jax import errors, metrics, schema
+from mixmo_jax import config as config_lib
+from mixmo_jax import errors, metrics
 from mixmo_jax.main import main
 from mixmo_jax.runs.metric_writer import read_metrics
 
@@ -235,7 +236,7 @@ def test_help_lists_flags_methods_configs_and_fields(flag, capsys):
     for part in ("--workdir", "--plugin", "cut_mixmo+cutmix", "tiny_imagenet", "mixmo.alpha = 2.0"):
         assert part in shown
     fields = re.findall(r"^  ([\w.]+) = ", shown, re.MULTILINE)
-    assert set(fields) == set(schema.field_names()) - {"method"}
+    assert set(fields) == set(config_lib.field_names()) - {"method"}
 
 
 def test_defective_jaxlib_is_warned_of(monkeypatch, capsys):
@@ -257,20 +258,20 @@ def test_interrupted(monkeypatch, capsys):
 
 
 def test_compilation_cache_is_used_unless_jax_has_one(tmp_path, monkeypatch, capsys):
-    from mixmo_jax import devices
+    from mixmo_jax import distributed
 
     config = types.SimpleNamespace(jax_compilation_cache_dir="taken", update=None)
     monkeypatch.setattr(jax, "config", config)
-    devices.use_compilation_cache(str(tmp_path / "cache"))
+    distributed.use_compilation_cache(str(tmp_path / "cache"))
     config.jax_compilation_cache_dir = None
-    devices.use_compilation_cache("")
+    distributed.use_compilation_cache("")
     assert list(tmp_path.iterdir()) == []
     set_to = {}
     config.update = set_to.__setitem__
-    devices.use_compilation_cache(str(tmp_path / "cache"))
+    distributed.use_compilation_cache(str(tmp_path / "cache"))
     assert set_to["jax_compilation_cache_dir"] == str(tmp_path / "cache")
     (tmp_path / "file").touch()
-    devices.use_compilation_cache(str(tmp_path / "file" / "cache"))
+    distributed.use_compilation_cache(str(tmp_path / "file" / "cache"))
     assert "cannot be written: Not a directory\n" in capsys.readouterr().err
 
 

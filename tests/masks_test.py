@@ -11,9 +11,9 @@ from reference import GOLDENS
 from scipy import stats
 
 from mixmo_jax.errors import InputError
-from mixmo_jax.mixing import CHANNEL_MASKS, MASKS, MSDA_ALIASES, msda_methods
-from mixmo_jax.mixing.masks import box_mask
-from mixmo_jax.mixing.mixmo import mixmo_masks
+from mixmo_jax.mixing import MASKS
+from mixmo_jax.mixing.masks import CHANNEL_MASKS, MSDA_ALIASES, box_mask, msda_methods
+from mixmo_jax.mixing.mixing_block import mixmo_masks
 from mixmo_jax.mixing.msda import msda_masks
 
 SIZE = 32

@@ -8,8 +8,7 @@ import types
 import pytest
 from tiny import EXAMPLE
 
-from mixmo_jax.errors import InputError
-from mixmo_jax.files import execute_module, read_json
+from mixmo_jax.errors import InputError, execute_module, read_json
 from mixmo_jax.runs import metric_writer
 
 

@@ -15,7 +15,8 @@ from mixmo_jax import config
 from mixmo_jax.input_pipeline.batch import make_plan_fn
 from mixmo_jax.mixing import MASKS
 from mixmo_jax.mixing.masks import box_mask, fill_complement
-from mixmo_jax.mixing.mixmo import loss_weights, mix_features, mixmo_masks, patch_probability
+from mixmo_jax.mixing.mixing_block import mix_features, mixmo_masks, patch_probability
+from mixmo_jax.training.losses import loss_weights
 
 SHAPE = (8, 8, 5)
 

@@ -14,9 +14,8 @@ from reference import Reference, draw_images
 
 from mixmo_jax.configs import common
 from mixmo_jax.errors import InputError
-from mixmo_jax.mixing.mixmo import loss_weights
 from mixmo_jax.models import create_model, preact_resnet, wide_resnet
-from mixmo_jax.training.losses import weighted_cross_entropy
+from mixmo_jax.training.losses import loss_weights, weighted_cross_entropy
 
 NETS = {
     "dev_wrn10_2_vanilla_c10": functools.partial(
@@ -45,18 +44,18 @@ class Golden:
     def __init__(self, net: str, dtype: str):
         self.reference = Reference(net)
         self.numbers = self.reference.numbers
-        self.model = NETS[net](dtype=jnp.dtype(dtype))
-        self.num_members = self.model.num_members
+        self.module = NETS[net](dtype=jnp.dtype(dtype))
+        self.num_members = self.module.num_members
         self.size = 64 if "preact" in net else 32
         self.dtype = dtype
         template = jax.eval_shape(
-            functools.partial(self.model.init, train=False),
+            functools.partial(self.module.init, train=False),
             jax.random.key(0),
             jnp.zeros((1, self.size, self.size, 3)),
         )
         self.variables = self.cast(self.reference.variables(template))
         chex.assert_trees_all_equal_shapes(self.variables, template)
-        self.infer = jax.jit(functools.partial(self.model.apply, train=False))
+        self.infer = jax.jit(functools.partial(self.module.apply, train=False))
         self.value_and_grad = jax.jit(jax.value_and_grad(self._loss, has_aux=True))
         self.tx = optax.sgd(0.005, momentum=0.9, nesterov=True)
         self.update = jax.jit(self._update)
@@ -82,7 +81,7 @@ class Golden:
         return self.cast((images, masks[:, :, 0, :, :, None], targets))
 
     def _loss(self, params, batch_stats, images, masks, targets):
-        logits, updated = self.model.apply(
+        logits, updated = self.module.apply(
             {"params": params, "batch_stats": batch_stats},
             images,
             masks,
@@ -102,9 +101,11 @@ class Golden:
     def norm_outputs(self):
         """The shapes of the outputs of all BatchNorms in training."""
         images = jnp.zeros((self.num_members, 8, self.size, self.size, 3), self.dtype)
-        masks = jnp.ones((self.num_members, 8, *self.model.stem_shape(self.size, self.size)[:2], 1))
+        masks = jnp.ones(
+            (self.num_members, 8, *self.module.stem_shape(self.size, self.size)[:2], 1)
+        )
         _, captured = jax.eval_shape(
-            lambda: self.model.apply(
+            lambda: self.module.apply(
                 self.variables,
                 images,
                 masks,
@@ -246,7 +247,7 @@ def test_inference_equals_training_form_with_equal_masks(net):
     m = g.num_members
     copies = jnp.broadcast_to(images, (m, *images.shape))
     masks = jnp.full((m, *images.shape[:3], 1), 1 / m)
-    mixed = jax.jit(functools.partial(g.model.apply, train=False))(g.variables, copies, masks)
+    mixed = jax.jit(functools.partial(g.module.apply, train=False))(g.variables, copies, masks)
     chex.assert_trees_all_close(mixed, g.infer(g.variables, images), rtol=1e-4, atol=1e-5)
 
 
@@ -257,13 +258,13 @@ def test_one_member_is_the_plain_network():
     images = g.eval_images()
     stem = nn.Conv(16, (3, 3), use_bias=False)
     features = stem.apply({"params": {"kernel": params["stem"]["kernel"][0]}}, images)
-    core = g.model.core
+    core = g.module.core
     core_variables = {name: g.variables[name]["core"] for name in ("params", "batch_stats")}
     pooled = core.apply(core_variables, features, train=False).mean((1, 2))
     logits = pooled @ params["heads"]["kernel"][0] + params["heads"]["bias"]
     masks = jnp.ones((1, *images.shape[:3], 1))
     chex.assert_trees_all_close(
-        g.model.apply(g.variables, images[None], masks, train=False)[0], logits, rtol=1e-5
+        g.module.apply(g.variables, images[None], masks, train=False)[0], logits, rtol=1e-5
     )
 
 

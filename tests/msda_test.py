@@ -12,10 +12,10 @@ from scipy import stats
 
 from mixmo_jax import config
 from mixmo_jax.input_pipeline.batch import make_plan_fn
-from mixmo_jax.mixing import msda_methods
-from mixmo_jax.mixing.masks import box_mask
-from mixmo_jax.mixing.mixmo import loss_weights, mixmo_masks
+from mixmo_jax.mixing.masks import box_mask, msda_methods
+from mixmo_jax.mixing.mixing_block import mixmo_masks
 from mixmo_jax.mixing.msda import mix_pixels, msda_masks, visible_ratio
+from mixmo_jax.training.losses import loss_weights
 
 SIZE = 32
 # A difference of two samples may be this many of its standard errors: less than one in a million.

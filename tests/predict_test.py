@@ -25,7 +25,7 @@ COUNT = 12
 def images(finished_run):
     """Some digits [N, 8, 8] uint8, on half of which the members agree."""
     model = mixmo_jax.load(finished_run)
-    images = datasets.load(model.config.dataset).test.images
+    images = datasets.load_dataset(model.config.dataset).test.images
     votes = model.logits(images).argmax(-1)
     agree = votes[:, 0] == votes[:, 1]
     half = COUNT // 2

@@ -23,12 +23,11 @@ from reference import Reference
 import mixmo_jax
 from mixmo_jax import config as config_lib
 from mixmo_jax import datasets, export, main, metrics, predict
-from mixmo_jax.errors import InputError
-from mixmo_jax.files import digest_of
+from mixmo_jax.errors import InputError, digest_of
 from mixmo_jax.inference import pretrained
 from mixmo_jax.inference.model import Model
 from mixmo_jax.inference.model_card import training_command
-from mixmo_jax.inference.network import Network
+from mixmo_jax.inference.network import TrainedNetwork
 from mixmo_jax.inference.pretrained import CARD
 from mixmo_jax.inference.pretrained_config import CONFIG
 from mixmo_jax.models import create_model
@@ -48,7 +47,7 @@ def network_of(name="tiny", num_members=2, seed=0):
         lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), train=False)
     )
     variables = jax.tree.map(lambda x: jnp.asarray(rng.random(x.shape, np.float32)), like)
-    return Network(
+    return TrainedNetwork(
         model, variables, ("a", "ß", "c\nd"), (8, 8, 1), (0.1,), (1 / 3,), 7, architecture=fields
     )
 
@@ -73,7 +72,7 @@ def check_equal(found, expected):
     for name in ("ensemble", "temperature", "class_names", "image_shape", "num_members"):
         assert getattr(found, name) == getattr(expected, name), name
     for a, b in zip(found.networks, expected.networks, strict=True):
-        assert (a.model, a.mean, a.std) == (b.model, b.mean, b.std)
+        assert (a.module, a.mean, a.std) == (b.module, b.mean, b.std)
         assert (a.batch_size, a.epoch, a.config) == (b.batch_size, b.epoch, b.config)
         chex.assert_trees_all_equal(a.variables, b.variables)
 
@@ -106,7 +105,7 @@ def test_run_becomes_a_pretrained_network(finished_run, tmp_path, images):
     (network,) = model.networks
     place = ml_collections.ConfigDict(network.config.to_dict())
     place.dataset.data_dir = place.dataset.cache_dir = place.compilation_cache = "/my/place"
-    secret = Network(**{**vars(network), "config": place})
+    secret = TrainedNetwork(**{**vars(network), "config": place})
     Model([secret], temperature=model.temperature, results=model.results).save_pretrained(
         tmp_path / "net", license="mit"
     )
@@ -161,7 +160,7 @@ def test_derived_models_are_saved(tmp_path):
 def test_shipped_network():
     """It is as good as its card says, on the test images of the digits."""
     model = mixmo_jax.load(SHIPPED)
-    test = datasets.load(model.config.dataset).test
+    test = datasets.load_dataset(model.config.dataset).test
     scores = metrics.ensemble_metrics(model.logits(np.asarray(test.images)), test.labels)
     assert scores["accuracy"] >= 0.98
     _, header, text = (SHIPPED / CARD).read_text().split("---\n", 2)
@@ -231,7 +230,7 @@ def test_only_its_own_folder_is_replaced(tmp_path, saved, capsys):
 )
 def test_model_that_could_not_be_loaded_is_not_saved(tmp_path, change, message):
     network = network_of()
-    changed = Network(**{**vars(network), **change(network)})
+    changed = TrainedNetwork(**{**vars(network), **change(network)})
     with pytest.raises(InputError, match=message):
         Model([changed]).save_pretrained(tmp_path / "net")
     with pytest.raises(InputError, match="license='MIT License': expected an identifier"):

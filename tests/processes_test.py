@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from mixmo_jax import processes
+from mixmo_jax import distributed
 from mixmo_jax.errors import InputError
 from mixmo_jax.runs import workdir
 from mixmo_jax.runs.metric_writer import read_metrics
@@ -26,7 +26,7 @@ from mixmo_jax.training.checkpoints import Checkpoints
 )
 def test_arguments_that_do_not_fit(arguments, message):
     with pytest.raises(InputError, match=message):
-        processes.connect(*arguments)
+        distributed.connect(*arguments)
 
 
 @pytest.mark.parametrize("half_connected", [True, False])
@@ -42,47 +42,47 @@ def test_cluster_that_does_not_answer(monkeypatch, capsys, half_connected):
     message = "cannot be reached: DEADLINE_EXCEEDED"
     if half_connected:
         with pytest.raises(InputError, match=message):
-            processes.connect()
+            distributed.connect()
     else:
-        processes.connect()
+        distributed.connect()
         assert message in capsys.readouterr().err
 
 
 def test_a_process_alone_agrees_with_itself():
     values = {"a": np.float32([-0.0, np.nan])}
-    assert processes.broadcast(values) is values
-    processes.check_equal({"seed": 0})
-    np.testing.assert_array_equal(processes.map_rows(lambda x: 2 * x, np.arange(3)), [0, 2, 4])
+    assert distributed.broadcast(values) is values
+    distributed.check_equal({"seed": 0})
+    np.testing.assert_array_equal(distributed.map_rows(lambda x: 2 * x, np.arange(3)), [0, 2, 4])
     answers = iter([False, True])
-    asked = processes.asked_of_all(lambda: next(answers), delay=2)
+    asked = distributed.any_process(lambda: next(answers), delay=2)
     assert [asked(), asked()] == [False, True]
 
 
 def test_what_is_sent_to_others_arrives_bit_for_bit(monkeypatch):
     """One process sends to itself."""
-    monkeypatch.setattr(processes, "is_alone", lambda: False)
+    monkeypatch.setattr(distributed, "is_alone", lambda: False)
     sent = {"a": np.float32([-0.0, np.nan]), "b": np.int32(-7)}
-    received = processes.broadcast(sent)
+    received = distributed.broadcast(sent)
     assert {k: v.tobytes() for k, v in received.items()} == {
         k: v.tobytes() for k, v in sent.items()
     }
     value = {"name": "für alle", "numbers": [1, None, 0.1]}
-    assert processes.broadcast_json(value) == value
+    assert distributed.broadcast_json(value) == value
     answers = iter([False, True, False])
-    asked = processes.asked_of_all(lambda: next(answers), delay=1)
+    asked = distributed.any_process(lambda: next(answers), delay=1)
     assert [asked() for _ in range(3)] == [False, False, True]
 
 
 def test_what_differs_from_the_first_process_is_named(monkeypatch):
     first = {"seed": 0, "images": {"train": 7}}
-    monkeypatch.setattr(processes, "broadcast_json", lambda own: first)
-    processes.check_equal({"seed": 0, "images": {"train": 7}})
+    monkeypatch.setattr(distributed, "broadcast_json", lambda own: first)
+    distributed.check_equal({"seed": 0, "images": {"train": 7}})
     with pytest.raises(InputError, match=r"process 0: seed=1 \(process 0: 0\)$"):
-        processes.check_equal({"seed": 1, "images": {"train": 7}})
+        distributed.check_equal({"seed": 1, "images": {"train": 7}})
     with pytest.raises(
         InputError, match=r"images=None \(process 0: .*\), size=3 \(process 0: None\)$"
     ):
-        processes.check_equal({"seed": 0, "size": 3})
+        distributed.check_equal({"seed": 0, "size": 3})
 
 
 def read_scores(folder):

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from properties import draws, for_all, value_or_input_error
 
 from mixmo_jax import config as config_lib
-from mixmo_jax import schema
 from mixmo_jax.configs import common
 from mixmo_jax.datasets import DATASETS
-from mixmo_jax.files import read_json
+from mixmo_jax.errors import read_json
 from mixmo_jax.inference import loading
-from mixmo_jax.mixing import MASKS, msda_methods
+from mixmo_jax.mixing import MASKS
+from mixmo_jax.mixing.masks import msda_methods
 from mixmo_jax.models import NETWORKS
 from mixmo_jax.runs import workdir
 from mixmo_jax.runs.metric_writer import METRICS, RESULTS, read_metrics
@@ -132,30 +132,30 @@ def outside(field):
 
 
 def fields_with(field, value):
-    fields = schema.flatten(common.get_config("vanilla")) | {field: value}
+    fields = config_lib.flatten(common.get_config("vanilla")) | {field: value}
     return fields | {"batch_size": value} if field == "batch_repetitions" else fields
 
 
 def test_every_field_has_its_values_here():
-    assert {*INTEGERS, *NUMBERS, *OTHERS} == set(schema.field_names())
+    assert {*INTEGERS, *NUMBERS, *OTHERS} == set(config_lib.field_names())
 
 
 @draws(10, 200)
-@pytest.mark.parametrize("field", schema.field_names())
+@pytest.mark.parametrize("field", config_lib.field_names())
 def test_a_field_takes_what_is_inside(field, count):
     low_and_high = st.sampled_from((INTEGERS | NUMBERS).get(field, (None,)))
 
     @for_all(count, inside(field), low_and_high)
     def _(value, limit):
-        schema.check_fields(fields_with(field, value))
+        config_lib.check_fields(fields_with(field, value))
         if limit is not None:
-            schema.check_fields(fields_with(field, limit))
+            config_lib.check_fields(fields_with(field, limit))
 
 
-@pytest.mark.parametrize("field", schema.field_names())
+@pytest.mark.parametrize("field", config_lib.field_names())
 def test_a_field_refuses_what_is_outside(field):
     for value in outside(field):
-        _, message = value_or_input_error(schema.check_fields, fields_with(field, value))
+        _, message = value_or_input_error(config_lib.check_fields, fields_with(field, value))
         assert message and re.match(rf"({field}|batch_size)=", message), value
 
 
@@ -177,13 +177,13 @@ JSON = st.recursive(
 
 @draws(200, 5000)
 def test_whatever_value_a_field_has_is_taken_or_refused(count):
-    @for_all(count, st.sampled_from(schema.field_names()), JSON)
+    @for_all(count, st.sampled_from(config_lib.field_names()), JSON)
     def _(field, value):
         value = tuple(value) if isinstance(value, list) else value
-        value_or_input_error(schema.check_fields, fields_with(field, value))
+        value_or_input_error(config_lib.check_fields, fields_with(field, value))
 
 
-CONFIGS = st.fixed_dictionaries({field: inside(field) for field in schema.field_names()})
+CONFIGS = st.fixed_dictionaries({field: inside(field) for field in config_lib.field_names()})
 
 
 @draws(15, 300)
@@ -212,7 +212,7 @@ def test_command_line_takes_or_refuses_any_text(count):
         JSON.map(repr) | JSON.map(json.dumps) | st.sampled_from(["(" * 999, "1,,2", "-" * 9999])
     )
 
-    @for_all(count, st.sampled_from(schema.field_names()), literals | st.text(max_size=9))
+    @for_all(count, st.sampled_from(config_lib.field_names()), literals | st.text(max_size=9))
     def _(field, text):
         flag = f"--config.{field}={text}"
         value_or_input_error(config_lib.parse, "digits", [flag])

@@ -60,7 +60,7 @@ FILES = {
 
 @pytest.fixture(scope="module")
 def network(finished_run):
-    return loading.load_network(finished_run)
+    return loading.load_run(finished_run)
 
 
 @pytest.fixture(scope="module")
@@ -283,14 +283,14 @@ def test_images_larger_than_memory_are_not_made_to_load(full_run, damage):
     info = json.loads((full_run / workdir.DATASET).read_text())
     content = json.dumps({**info, "image_shape": [9999, 9999, 1]})
     damage(full_run / workdir.DATASET, content.encode())
-    assert loading.load_network(full_run).image_shape == (9999, 9999, 1)
+    assert loading.load_run(full_run).image_shape == (9999, 9999, 1)
 
 
 def test_epoch_without_a_step_is_named(full_run, damage):
     config = json.loads((full_run / workdir.CONFIG).read_text())
     damage(full_run / workdir.CONFIG, json.dumps({**config, "batch_size": 2**20}).encode())
     with pytest.raises(InputError, match="batch_size=1048576: expected at most 1437 with"):
-        loading.load_network(full_run, allow_unfinished=True)
+        loading.load_run(full_run, allow_unfinished=True)
 
 
 @pytest.mark.parametrize("content", [b"", 100_000 * b"[", b"\x93NUMPY"])

@@ -3,7 +3,7 @@
 import pathlib
 
 from mixmo_jax.datasets import DATASETS
-from mixmo_jax.files import execute_module
+from mixmo_jax.errors import execute_module
 from mixmo_jax.mixing import MASKS
 
 EXAMPLE = pathlib.Path(__file__).parent.parent / "docs" / "examples" / "stripes.py"

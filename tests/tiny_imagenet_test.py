@@ -103,7 +103,7 @@ FORMS = {"zip": write_zip, "folder": write_folder, "prepared": prepare_zip}
 
 def load(data_dir: pathlib.Path) -> datasets.Dataset:
     flag = f"--config.dataset.data_dir={data_dir}"
-    return datasets.load(config_lib.parse("tiny_imagenet", [flag])[1].dataset)
+    return datasets.load_dataset(config_lib.parse("tiny_imagenet", [flag])[1].dataset)
 
 
 @pytest.fixture(autouse=True)

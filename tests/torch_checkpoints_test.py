@@ -10,8 +10,9 @@ import pytest
 from reference import Reference, draw_images
 
 import mixmo_jax
-from mixmo_jax import datasets, evaluate, import_torch
+from mixmo_jax import datasets, import_torch
 from mixmo_jax.errors import InputError
+from mixmo_jax.evaluation import evaluate
 from mixmo_jax.inference import torch_checkpoints
 from mixmo_jax.runs import workdir
 from mixmo_jax.runs.metric_writer import RESULTS
@@ -167,7 +168,7 @@ def test_a_run_is_made_of_a_checkpoint(tmp_path, flags, ema, reference, capsys):
     chex.assert_trees_all_close(model.logits(images), expected, rtol=1e-4, atol=1e-5)
     # The optimizer has counted the steps, which set its learning rate if the run gets longer.
     config = workdir.read_config(tmp_path / "run")
-    trainer = Trainer(config, datasets.load(config.dataset))
+    trainer = Trainer(config, datasets.load_dataset(config.dataset))
     state, _ = Checkpoints(tmp_path / "run" / workdir.CHECKPOINTS).restore(trainer.create_state())
     assert optax.tree_utils.tree_get(state.opt_state, "count") == state.step > 0
     # Adam's own count is that of its moments, which are 0.

@@ -13,7 +13,7 @@ from mixmo_jax import datasets
 from mixmo_jax.errors import InputError
 from mixmo_jax.input_pipeline.batch import make_plan_fn
 from mixmo_jax.mixing import MASKS
-from mixmo_jax.mixing.mixmo import mixmo_masks
+from mixmo_jax.mixing.mixing_block import mixmo_masks
 from mixmo_jax.mixing.unmix import resize_maps, unmix_features, unmix_strength
 from mixmo_jax.models import create_model
 from mixmo_jax.models.layers import global_average_pool
@@ -142,7 +142,7 @@ def test_plan_says_how_much_is_unmixed():
     plans = []
     for more in ([], unmixed):
         config = config_lib.parse("digits:cut_mixmo", flags + more)[1]
-        trainer = Trainer(config, datasets.load(config.dataset))
+        trainer = Trainer(config, datasets.load_dataset(config.dataset))
         order = jnp.arange(len(trainer.dataset.train), dtype=jnp.int32)
         plans.append([trainer.plan_fn(jax.random.key(0), s, order) for s in (0, 10, 50, 100)])
     for step, plain, plan in zip((0, 10, 50, 100), *plans, strict=True):

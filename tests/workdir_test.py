@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from mixmo_jax import config as config_lib
-from mixmo_jax import datasets, schema
+from mixmo_jax import datasets
 from mixmo_jax.datasets import Split
 from mixmo_jax.errors import InputError
 from mixmo_jax.runs import plots, workdir
@@ -20,7 +20,7 @@ def config():
 
 @pytest.fixture(scope="module")
 def dataset():
-    return datasets.load(config_lib.parse("digits")[1].dataset)
+    return datasets.load_dataset(config_lib.parse("digits")[1].dataset)
 
 
 def open_checkpointed_run(folder, config, dataset):
@@ -38,12 +38,12 @@ def test_open_run_makes_the_folder_and_finds_it_again(tmp_path, config, dataset)
 @pytest.mark.parametrize("field", sorted(workdir.NEUTRAL_FIELDS))
 def test_fields_that_may_change(tmp_path, config, dataset, field):
     open_checkpointed_run(tmp_path, config, dataset)
-    value = schema.flatten(config)[field]
+    value = config_lib.flatten(config)[field]
     other = "/elsewhere" if isinstance(value, str) else value + 1
     other = "host" if field == "dataset.placement" else other
     config.update_from_flattened_dict({field: other})
     workdir.open_run(tmp_path, config, dataset)
-    assert schema.flatten(workdir.read_config(tmp_path))[field] == other != value
+    assert config_lib.flatten(workdir.read_config(tmp_path))[field] == other != value
 
 
 def test_fields_set_for_one_reading(tmp_path, config, dataset):

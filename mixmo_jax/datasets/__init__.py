@@ -18,9 +18,9 @@ from mixmo_jax.datasets.cifar import CIFAR10, CIFAR100
 from mixmo_jax.datasets.dataset import Dataset, Split, stratified_split
 from mixmo_jax.datasets.image_folder import IMAGE_FOLDER
 from mixmo_jax.datasets.tiny_imagenet import TINY_IMAGENET
-from mixmo_jax.errors import InputError, invalid, shown
+from mixmo_jax.errors import InputError, format_value, invalid
 
-__all__ = ["DATASETS", "Dataset", "Split", "from_splits", "load"]
+__all__ = ["DATASETS", "Dataset", "Split", "from_splits", "load_dataset"]
 
 Loader = Callable[[ml_collections.ConfigDict], tuple[dict[str, Split], list[str]]]
 
@@ -37,7 +37,7 @@ DATASETS: dict[str, Loader] = {
 }
 
 
-def load(config: ml_collections.ConfigDict) -> Dataset:
+def load_dataset(config: ml_collections.ConfigDict) -> Dataset:
     """Loads the dataset `config.dataset.name`.
 
     Images that are read from files are decoded once, cached, and memory-mapped.
@@ -117,7 +117,7 @@ def _check_classes(name, splits, class_names):
     """Raises `InputError` unless the names of the classes fit the labels."""
     num_classes = len(class_names)
     if not all(isinstance(class_name, str) for class_name in class_names):
-        raise InputError(f"{name}: class names {shown(class_names)}: expected texts")
+        raise InputError(f"{name}: class names {format_value(class_names)}: expected texts")
     for split_name, split in splits.items():
         least, most = split.labels.min(), split.labels.max()
         if least < 0 or most >= num_classes:

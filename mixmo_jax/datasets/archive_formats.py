@@ -13,8 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
-from mixmo_jax.errors import InputError
-from mixmo_jax.files import open_file, too_large
+from mixmo_jax.errors import InputError, open_file, too_large
 
 FIELD = "dataset.max_file_bytes"  # the config field that limits what is read into memory
 

@@ -7,8 +7,7 @@ from collections.abc import Callable
 
 from mixmo_jax.datasets import archive_formats
 from mixmo_jax.datasets.archive_formats import DAMAGE, FIELD
-from mixmo_jax.errors import InputError
-from mixmo_jax.files import MAX_BYTES, open_file, read_bytes, reading, too_large
+from mixmo_jax.errors import MAX_BYTES, InputError, open_file, read_bytes, reading, too_large
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz")  # of the archives that are looked for
 

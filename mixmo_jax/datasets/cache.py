@@ -12,9 +12,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mixmo_jax.errors import InputError
+from mixmo_jax.errors import ARRAY_DAMAGE, InputError, map_array, read_text
 from mixmo_jax.file_lock import lock_file
-from mixmo_jax.files import ARRAY_DAMAGE, map_array, read_text
 
 _META = "meta.json"
 _FORMAT = 3  # to be raised when what is written changes

@@ -15,8 +15,7 @@ import numpy as np
 from mixmo_jax.datasets.archives import Files
 from mixmo_jax.datasets.cache import Arrays
 from mixmo_jax.datasets.source import Official, Source
-from mixmo_jax.errors import InputError, warn
-from mixmo_jax.files import reading
+from mixmo_jax.errors import InputError, reading, warn
 
 _PIXELS = 3 * 32 * 32
 _MAX_TUPLES = 1000  # in a pickle, those of calls aside; an array has two

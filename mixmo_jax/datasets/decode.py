@@ -15,8 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import tqdm
 
-from mixmo_jax.errors import InputError
-from mixmo_jax.files import reading
+from mixmo_jax.errors import InputError, reading
 
 MAX_PIXELS = 3 * 2**24  # of an image, before it is scaled; 8192x6144
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")

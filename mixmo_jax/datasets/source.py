@@ -12,8 +12,7 @@ import numpy as np
 from mixmo_jax.datasets import archives, cache
 from mixmo_jax.datasets.dataset import Split
 from mixmo_jax.datasets.download import download
-from mixmo_jax.errors import InputError, invalid, warn
-from mixmo_jax.files import expand, open_file, reading
+from mixmo_jax.errors import InputError, expand, invalid, open_file, reading, warn
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,7 @@ from mixmo_jax.datasets.archives import Files
 from mixmo_jax.datasets.cache import Arrays
 from mixmo_jax.datasets.decode import decode_images
 from mixmo_jax.datasets.source import Official, Source
-from mixmo_jax.errors import InputError
-from mixmo_jax.files import open_file, reading
+from mixmo_jax.errors import InputError, open_file, reading
 
 SIZE = 64
 VERSION = "2.0.0"  # of the folder that tensorflow-datasets prepares

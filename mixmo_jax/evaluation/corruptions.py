@@ -5,9 +5,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mixmo_jax.errors import InputError
+from mixmo_jax.errors import InputError, map_array
 from mixmo_jax.evaluation import metrics
-from mixmo_jax.files import map_array
 
 SEVERITIES = 5
 _LABELS = "labels.npy"

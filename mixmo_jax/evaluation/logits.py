@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixmo_jax import devices
+from mixmo_jax import distributed
 from mixmo_jax.input_pipeline.augment import normalize
 from mixmo_jax.models import MixMoNet
 
@@ -25,7 +25,7 @@ def make_logits_fn(
 ) -> Callable[[dict, np.ndarray], np.ndarray]:
     """Returns `logits(variables, images)`: [N, H, W, C] → [N, M, K] float32, for any N >= 1.
 
-    The variables must be on all local devices, see `devices.replicate`. The images pass in batches,
+    The variables are on all local devices, see `distributed.replicate`. Images pass in batches,
     sharded over these devices. The last batch is padded to a power of two, so that one image costs
     about one image and few sizes are compiled.
 
@@ -53,7 +53,7 @@ def make_logits_fn(
             power = 1 << (len(batch) - 1).bit_length()
             size = min(most, -(-power // count) * count)
             padding = [(0, size - len(batch))] + [(0, 0)] * 3
-            pending.append(eval_step(variables, devices.shard(np.pad(batch, padding))))
+            pending.append(eval_step(variables, distributed.shard(np.pad(batch, padding))))
             if len(pending) > _BATCHES_IN_FLIGHT:
                 outputs.append(np.asarray(pending.popleft()))
         outputs += map(np.asarray, pending)

@@ -5,11 +5,18 @@ from collections.abc import Sequence
 
 import ml_collections
 
-from mixmo_jax.errors import InputError, invalid, shown
-from mixmo_jax.files import expand, is_number, read_json, reading
+from mixmo_jax.errors import (
+    InputError,
+    expand,
+    format_value,
+    invalid,
+    is_number,
+    read_json,
+    reading,
+)
 from mixmo_jax.inference import hub
 from mixmo_jax.inference.model import Model
-from mixmo_jax.inference.network import Network
+from mixmo_jax.inference.network import TrainedNetwork
 from mixmo_jax.inference.pretrained import is_pretrained, load_pretrained
 from mixmo_jax.inference.results import read_results
 from mixmo_jax.input_pipeline.batch import steps_per_epoch
@@ -71,17 +78,17 @@ def load(
 
 def _load_run(folder: pathlib.Path, options: dict[str, bool]) -> Model:
     """The network of a run, not yet with its temperature."""
-    network = load_network(folder, **options)
+    network = load_run(folder, **options)
     return Model([network], network.config.evaluation.ensemble)
 
 
-def load_network(
+def load_run(
     folder: pathlib.Path,
     config: ml_collections.ConfigDict | None = None,
     *,
     allow_unfinished: bool = False,
     ema: bool = False,
-) -> Network:
+) -> TrainedNetwork:
     """Loads the network of a finished run: that of the best epoch, or else of the last.
 
     It has the members that `evaluation.members` names.
@@ -121,8 +128,8 @@ def load_network(
     if "validation" in info["num_images"] and workdir.has_checkpoint(folder, workdir.BEST):
         best = Checkpoints(folder / workdir.BEST)
         step, variables = best.restore_variables(like, ema=ema)
-    network = Network(
-        model=model,
+    network = TrainedNetwork(
+        module=model,
         variables=variables,
         class_names=info["class_names"],
         image_shape=info["image_shape"],
@@ -138,7 +145,7 @@ def load_network(
 
 
 def _read_results(
-    folders: Sequence[pathlib.Path], networks: Sequence[Network], ensemble: str
+    folders: Sequence[pathlib.Path], networks: Sequence[TrainedNetwork], ensemble: str
 ) -> tuple[float | None, dict[str, object] | None]:
     """The temperature and the results of evaluating just these networks, None if they were not.
 
@@ -165,7 +172,9 @@ def _read_results(
             if same and ensemble in found:
                 temperature = found[ensemble]
                 if not is_number(temperature) or temperature <= 0:
-                    raise ValueError(f"temperature={shown(temperature)}: expected a number > 0")
+                    raise ValueError(
+                        f"temperature={format_value(temperature)}: expected a number > 0"
+                    )
                 of_ensemble = results.get("ensemble", networks[0].config.evaluation.ensemble)
                 kept = read_results(results) if of_ensemble == ensemble else None
                 return float(temperature), kept

@@ -13,11 +13,10 @@ import ml_collections
 import numpy as np
 
 from mixmo_jax.datasets.decode import MAX_PIXELS, decode_images
-from mixmo_jax.errors import InputError, invalid, shown
+from mixmo_jax.errors import MAX_BYTES, InputError, expand, format_value, invalid, read_bytes
 from mixmo_jax.evaluation import calibration
 from mixmo_jax.evaluation.ensemble import ENSEMBLES, ensemble_log_probs
-from mixmo_jax.files import MAX_BYTES, expand, read_bytes
-from mixmo_jax.inference.network import Network
+from mixmo_jax.inference.network import TrainedNetwork
 from mixmo_jax.input_pipeline.augment import normalize
 
 
@@ -40,7 +39,7 @@ class Model:
 
     def __init__(
         self,
-        networks: Sequence[Network],
+        networks: Sequence[TrainedNetwork],
         ensemble: str = "logits",
         temperature: float | None = None,
         results: dict[str, object] | None = None,
@@ -53,7 +52,9 @@ class Model:
         for other in networks[1:]:
             for name in ("class_names", "image_shape"):
                 if getattr(other, name) != getattr(first, name):
-                    values = f"{shown(getattr(first, name))} and {shown(getattr(other, name))}"
+                    values = " and ".join(
+                        format_value(getattr(network, name)) for network in (first, other)
+                    )
                     raise InputError(f"networks: their {name} differ: {values}")
         self.networks, self.ensemble, self.temperature = tuple(networks), ensemble, temperature
         self.results = results
@@ -71,12 +72,12 @@ class Model:
     @property
     def num_members(self) -> int:
         """M, of all networks together."""
-        return sum(network.model.num_members for network in self.networks)
+        return sum(network.module.num_members for network in self.networks)
 
     @property
     def weights(self) -> np.ndarray:
         """The weight of each member in the ensemble: [M] float64, sum to 1."""
-        counts = [network.model.num_members for network in self.networks]
+        counts = [network.module.num_members for network in self.networks]
         return np.concatenate([np.full(m, 1 / (m * len(counts))) for m in counts])
 
     @property
@@ -214,7 +215,7 @@ class Model:
         Raises:
           InputError: if a network lacks one of them.
         """
-        fewest = min(network.model.num_members for network in self.networks)
+        fewest = min(network.module.num_members for network in self.networks)
         chosen = np.unique(members)
         if (
             not len(chosen)
@@ -236,7 +237,7 @@ class Model:
         def predict_proba(images: jax.Array) -> jax.Array:
             parts = []
             for network in self.networks:
-                float32 = network.model.in_dtype(jnp.dtype("float32"))
+                float32 = network.module.in_dtype(jnp.dtype("float32"))
                 inputs = normalize(images, network.mean, network.std)
                 parts.append(float32.apply(network.variables, inputs, train=False))  # [M, N, K]
             logits = jnp.concatenate(parts) / temperature

@@ -11,10 +11,10 @@ import numpy as np
 import yaml
 
 from mixmo_jax import config as config_lib
+from mixmo_jax.config import flatten
 from mixmo_jax.errors import invalid, shortened
 from mixmo_jax.inference.model import Model
 from mixmo_jax.runs.workdir import NEUTRAL_FIELDS
-from mixmo_jax.schema import flatten
 
 _CODE = "https://github.com/mixmo-jax/mixmo_jax"
 _PAPER = "https://arxiv.org/abs/2103.06132"
@@ -85,7 +85,7 @@ def _describe(model: Model) -> str:
     """The networks in a few words."""
     kinds = []
     for network in model.networks:
-        fields, count = network.architecture, network.model.num_members
+        fields, count = network.architecture, network.module.num_members
         members = f"{count} members" if count > 1 else "1 member"
         kind = f"{fields['name']}, depth {fields['depth']}, width {fields['width']}, {members}"
         kinds.append(kind)

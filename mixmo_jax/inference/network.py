@@ -12,17 +12,17 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from mixmo_jax import devices
+from mixmo_jax import distributed
 from mixmo_jax.evaluation.logits import make_logits_fn
 from mixmo_jax.models import MixMoNet
 
 
 @dataclasses.dataclass(frozen=True)
-class Network:
+class TrainedNetwork:
     """One trained network and the description of its images and classes.
 
     Attributes:
-      model: The network.
+      module: The Flax module.
       variables: Its parameters and BatchNorm statistics.
       class_names: [K].
       image_shape: (H, W, C).
@@ -35,7 +35,7 @@ class Network:
         number of members is that of `model`.
     """
 
-    model: MixMoNet
+    module: MixMoNet
     variables: dict
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
@@ -49,15 +49,15 @@ class Network:
     def logits(self, images: np.ndarray, *, preprocess: bool = True) -> np.ndarray:
         """Computes logits of images that fit: [N, H, W, C] → [N, M, K], see `Model.logits`."""
         statistics = {"mean": self.mean, "std": self.std} if preprocess else {}
-        logits_fn = make_logits_fn(self.model, batch_size=self.batch_size, **statistics)
+        logits_fn = make_logits_fn(self.module, batch_size=self.batch_size, **statistics)
         return logits_fn(self._variables_on_devices, images)
 
     @functools.cached_property
     def _variables_on_devices(self) -> dict:
         """The variables on all local devices, placed at the first prediction."""
-        return devices.replicate(self.variables)
+        return distributed.replicate(self.variables)
 
-    def fold(self) -> "Network":
+    def fold(self) -> "TrainedNetwork":
         """Returns the ordinary network, M = 1, with the mean of the members' logits.
 
         Everything around the core is linear: the first kernels are summed, the heads averaged, in
@@ -69,7 +69,7 @@ class Network:
         heads = jax.tree.map(lambda x: x.mean(0, keepdims=True), self._params["heads"])
         return self._with_heads(heads, 1)
 
-    def select(self, members: Sequence[int]) -> "Network":
+    def select(self, members: Sequence[int]) -> "TrainedNetwork":
         """Returns the network with the heads of the numbered members, and all encoders."""
         heads = jax.tree.map(lambda x: x[np.asarray(members)], self._params["heads"])
         return self._with_heads(heads, len(members))
@@ -78,7 +78,7 @@ class Network:
     def _params(self) -> dict:
         return self.variables["params"]
 
-    def _with_heads(self, heads: dict, num_members: int) -> "Network":
+    def _with_heads(self, heads: dict, num_members: int) -> "TrainedNetwork":
         """The network with other heads. One encoder is the sum of all, as many as needed are 0."""
         kernel = self._params["stem"]["kernel"].sum(0, keepdims=True)
         empty = jnp.zeros((num_members - 1, *kernel.shape[1:]), kernel.dtype)
@@ -86,6 +86,6 @@ class Network:
         params["heads"] = heads
         return dataclasses.replace(
             self,
-            model=self.model.clone(num_members=num_members),
+            module=self.module.clone(num_members=num_members),
             variables={**self.variables, "params": params},
         )

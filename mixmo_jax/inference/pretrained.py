@@ -19,12 +19,13 @@ import safetensors.numpy
 import mixmo_jax
 from mixmo_jax import config as config_lib
 from mixmo_jax.configs import common
-from mixmo_jax.errors import InputError, warn
-from mixmo_jax.files import (
+from mixmo_jax.errors import (
+    InputError,
     digest_of,
     expand,
     open_file,
     reading,
+    warn,
     write_bytes,
     write_json,
     write_text,
@@ -33,7 +34,7 @@ from mixmo_jax.files import (
 from mixmo_jax.inference import pretrained_config
 from mixmo_jax.inference.model import Model
 from mixmo_jax.inference.model_card import model_card
-from mixmo_jax.inference.network import Network
+from mixmo_jax.inference.network import TrainedNetwork
 from mixmo_jax.inference.pretrained_config import CONFIG, FORMAT_VERSION, LIBRARY
 from mixmo_jax.models import MixMoNet, create_model, variable_shapes
 from mixmo_jax.runs.workdir import WEIGHTS
@@ -126,7 +127,7 @@ def _make_folder(folder: pathlib.Path) -> None:
         warn(f"folder={folder}: the pretrained network in it is replaced")
 
 
-def _describe(network: Network) -> dict[str, object]:
+def _describe(network: TrainedNetwork) -> dict[str, object]:
     """What rebuilds a network, beside its variables."""
     config = None
     if network.config is not None:
@@ -137,7 +138,7 @@ def _describe(network: Network) -> dict[str, object]:
         shared.compilation_cache = default.compilation_cache
         config = json.loads(config_lib.to_json(shared))
     return {
-        "model": {**network.architecture, "num_members": network.model.num_members},
+        "model": {**network.architecture, "num_members": network.module.num_members},
         "mean": [float(value) for value in network.mean],
         "std": [float(value) for value in network.std],
         "batch_size": network.batch_size,
@@ -146,19 +147,19 @@ def _describe(network: Network) -> dict[str, object]:
     }
 
 
-def _arrays_of(network: Network, i: int) -> dict[str, np.ndarray]:
+def _arrays_of(network: TrainedNetwork, i: int) -> dict[str, np.ndarray]:
     """The variables of a network under their names, if they can be loaded again."""
     if network.architecture is None:
         raise InputError(f"networks: network {i} has no architecture to be rebuilt from")
-    fields = {**network.architecture, "num_members": network.model.num_members}
+    fields = {**network.architecture, "num_members": network.module.num_members}
     num_classes = len(network.class_names)
-    if create_model(ml_collections.ConfigDict(fields), num_classes) != network.model:
+    if create_model(ml_collections.ConfigDict(fields), num_classes) != network.module:
         raise InputError(f"networks: network {i} is not what its architecture builds")
     arrays = {
         _name(i, path): np.array(value, order="C")  # safetensors takes memory as it lies
         for path, value in flax.traverse_util.flatten_dict(network.variables).items()
     }
-    shapes = _shapes(network.model, network.image_shape)
+    shapes = _shapes(network.module, network.image_shape)
     expected = {_name(i, path): shape for path, shape in shapes.items()}
     if {name: array.shape for name, array in arrays.items()} != expected:
         raise InputError(f"networks: network {i} has other variables than its architecture")
@@ -168,7 +169,7 @@ def _arrays_of(network: Network, i: int) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _rebuild(values: Mapping[str, object], weights, folder: pathlib.Path) -> list[Network]:
+def _rebuild(values: Mapping[str, object], weights, folder: pathlib.Path) -> list[TrainedNetwork]:
     """The networks, after checking all there is to check before their arrays are read."""
     names = set(weights.keys())
     for description in values["networks"]:
@@ -190,8 +191,8 @@ def _rebuild(values: Mapping[str, object], weights, folder: pathlib.Path) -> lis
     if digest_of(folder / WEIGHTS) != values["weights_sha256"]:
         raise ValueError(f"not the file that {CONFIG} was written with: its SHA-256 differs")
     return [
-        Network(
-            model=model,
+        TrainedNetwork(
+            module=model,
             variables=_read_variables(weights, i, paths),
             class_names=values["class_names"],
             image_shape=values["image_shape"],

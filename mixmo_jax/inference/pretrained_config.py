@@ -6,13 +6,12 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping
 
 from mixmo_jax import config as config_lib
+from mixmo_jax.config import check_fields, flatten
 from mixmo_jax.configs import common
-from mixmo_jax.errors import InputError, shown
+from mixmo_jax.errors import InputError, format_value, is_count, is_number, read_json, reading
 from mixmo_jax.evaluation.ensemble import ENSEMBLES
-from mixmo_jax.files import is_count, is_number, read_json, reading
 from mixmo_jax.inference.results import read_results
 from mixmo_jax.runs.workdir import DATASET_RULES
-from mixmo_jax.schema import check_fields, flatten
 
 CONFIG = "config.json"
 LIBRARY, FORMAT_VERSION = "mixmo_jax", 1
@@ -51,7 +50,9 @@ def read(file: pathlib.Path) -> dict[str, object]:
             raise ValueError(f"not a pretrained network of {LIBRARY}")
         if values.get("format_version") != FORMAT_VERSION:
             found, writer = values.get("format_version"), values.get("mixmo_jax_version")
-            reason = f"format_version={shown(found)}, written by {LIBRARY} {shown(writer)}"
+            reason = (
+                f"format_version={format_value(found)}, written by {LIBRARY} {format_value(writer)}"
+            )
             raise InputError(f"{file}: {reason}: expected {FORMAT_VERSION}")
         _check(values, _RULES)
         for network in values["networks"]:
@@ -82,7 +83,7 @@ def _check(values: Mapping[str, object], rules: Mapping[str, Callable[[object], 
     """Raises `ValueError` for the first value that is missing or not allowed."""
     for name, is_valid in rules.items():
         if name not in values or not is_valid(values[name]):
-            raise ValueError(f"{name}={shown(values.get(name))}")
+            raise ValueError(f"{name}={format_value(values.get(name))}")
 
 
 def _is_none_or(is_valid: Callable[[object], bool]) -> Callable[[object], bool]:

@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping
 
-from mixmo_jax.errors import shown
-from mixmo_jax.files import is_count, is_number
+from mixmo_jax.errors import format_value, is_count, is_number
 
 _NOT_FINITE = ("nan", "inf", "-inf")  # as `files.jsonable` writes them
 
@@ -27,7 +26,7 @@ def read_results(values: Mapping[str, object]) -> dict[str, object]:
             continue
         value = values[name]
         if not is_valid(value):
-            raise ValueError(f"{name}={shown(value)}")
+            raise ValueError(f"{name}={format_value(value)}")
         if _RULES[name] is _are_scores:
             value = {score: float(number) for score, number in value.items()}
         results[name] = value

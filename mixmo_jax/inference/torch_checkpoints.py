@@ -14,10 +14,9 @@ import numpy as np
 
 from mixmo_jax.configs import common, tiny_imagenet
 from mixmo_jax.datasets.archives import DAMAGE, Files
-from mixmo_jax.errors import InputError
-from mixmo_jax.files import ARRAY_DAMAGE, expand, reading, too_large
+from mixmo_jax.errors import ARRAY_DAMAGE, InputError, expand, reading, too_large
 from mixmo_jax.inference.model import Model
-from mixmo_jax.inference.network import Network
+from mixmo_jax.inference.network import TrainedNetwork
 from mixmo_jax.models import NETWORKS, MixMoNet, variable_shapes
 
 StateDict = Mapping[str, np.ndarray]
@@ -51,7 +50,7 @@ def from_torch(
     data = (common if wide else tiny_imagenet).get_config("vanilla").dataset
     shape = (32, 32, 3) if wide else (64, 64, 3)
     architecture = {**fields, "dtype": "float32"}
-    network = Network(
+    network = TrainedNetwork(
         model, variables, names, shape, data.mean, data.std, architecture=architecture
     )
     return Model([network])

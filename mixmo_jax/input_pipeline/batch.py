@@ -19,9 +19,10 @@ from mixmo_jax.datasets.dataset import Rows
 from mixmo_jax.input_pipeline.augment import crop_and_flip, normalize
 from mixmo_jax.input_pipeline.augmix import augmix
 from mixmo_jax.input_pipeline.plan import BatchPlan, View, sample_augmix, sample_batch_plan
-from mixmo_jax.mixing.mixmo import loss_weights, mixmo_masks, patch_probability
+from mixmo_jax.mixing.mixing_block import mixmo_masks, patch_probability
 from mixmo_jax.mixing.msda import mix_pixels, msda_masks
 from mixmo_jax.mixing.unmix import unmix_strength
+from mixmo_jax.training.losses import loss_weights
 
 HostOrDeviceArray = jax.Array | np.ndarray
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixmo_jax import devices
+from mixmo_jax import distributed
 from mixmo_jax.datasets import Split
 from mixmo_jax.input_pipeline.batch import RawBatch, gather, planned_indices
 from mixmo_jax.input_pipeline.plan import BatchPlan, epoch_order
@@ -87,7 +87,7 @@ class ResidentFeed:
         self._image_shape = tuple(split.images.shape[1:])
         # Flat: a TPU would copy and pad [N, H, W, C] at every call.
         images = np.asarray(split.images).reshape(len(split), -1)
-        self._resident = devices.replicate((images, np.asarray(split.labels)))
+        self._resident = distributed.replicate((images, np.asarray(split.labels)))
         self._order_fn = jax.jit(lambda key, epoch: epoch_order(key, epoch, len(split)))
 
     def fetch(self, resident: tuple, streamed: None, plan: BatchPlan) -> RawBatch:
@@ -96,7 +96,7 @@ class ResidentFeed:
 
     def calls(self, key: jax.Array, epoch: int, done: int = 0) -> Iterator[Call]:
         """Yields the arguments of each call of an epoch of which `done` steps are done."""
-        order = devices.replicate(self._order_fn(key, epoch))
+        order = distributed.replicate(self._order_fn(key, epoch))
         for length in remaining_lengths(self._lengths, done):
             yield Call(self._resident, None, order, length)
 
@@ -129,7 +129,7 @@ class StreamedFeed:
         except RuntimeError:  # JAX was told to use nothing but the accelerator
             self._host = jax.local_devices()[0]
         self._indices_fn = jax.jit(self._epoch_indices)
-        self._positions = devices.axis_positions()
+        self._positions = distributed.axis_positions()
 
     def fetch(self, resident: None, streamed: RawBatch, plan: BatchPlan) -> RawBatch:
         """Returns the images that were sent."""
@@ -145,7 +145,7 @@ class StreamedFeed:
     def _calls(self, key, epoch, done):
         key, epoch = jax.device_put((key, np.int32(epoch)), self._host)
         order, indices = jax.device_get(self._indices_fn(key, epoch))  # [N]; [S, M, B] each
-        order = devices.replicate(order)
+        order = distributed.replicate(order)
         lengths = call_lengths(self._steps, self._steps_per_call or self._most_steps(indices))
         start = done
         for length in remaining_lengths(lengths, done):
@@ -153,7 +153,7 @@ class StreamedFeed:
             part = jax.tree.map(self._by_device, part)  # [devices, S, M, B / devices]
             shape = tuple(self._split.images.shape[1:])
             raw = gather(self._split.images, self._split.labels, *part, shape)
-            yield Call(None, devices.shard(raw), order, length)
+            yield Call(None, distributed.shard(raw), order, length)
             start += length
 
     def _epoch_indices(self, key, epoch):

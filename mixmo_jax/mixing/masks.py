@@ -1,24 +1,27 @@
-"""Mask functions: how much each role of a sample shows at every position and channel.
+"""Mask functions: the share of each role at every position and channel of a sample.
 
-Glossary: M roles (one for each member), (h, w) the map, F channels.
+Shapes: M roles (one per member), [h, w] spatial dimensions, F channels.
 
-A mask function is `mask_fn(key, ratios, shape) → masks` for one sample: `key` is a typed random
-key, `ratios` are [M] float, M >= 2, and sum to 1, and `shape` is (h, w, F), of an encoder's output
-or, with F = 1, of an image. The masks broadcast against [M, h, w, F]: each of their last three
-axes is full, or 1 where nothing varies along it. They are in [0, 1], sum to 1 over M everywhere,
-and have the dtype of the ratios. The function is mapped over the batch by `jax.vmap`, so its shapes
-are static. The ratio that counts afterwards is the mean of the mask, not the ratio it was drawn
-for.
+A mask function is `mask_fn(key, ratios, shape) -> masks` for one sample. `key` is a typed random
+key. `ratios` is [M] float, M >= 2, and sums to 1. `shape` is (h, w, F) of an encoder's output, or
+(H, W, 1) of an image. The masks broadcast against [M, h, w, F]: each of the last three axes has
+full length, or length 1 if the mask is constant along it. Masks lie in [0, 1], sum to 1 over M, and
+have the dtype of `ratios`. The function runs under `jax.vmap` over the batch, so its shapes are
+static. The ratio used afterwards is the mean of the mask, not the ratio it was drawn for.
 
-Here are the masks of linear MixMo and of Cut-MixMo; `blocks.py` has the others.
+`MASKS` is the registry: `mixmo.block` and `msda.method` name its entries. To add a mask, write such
+a function and register it: `MASKS["mine"] = mine_mask`.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Key, Shaped
+from jaxtyping import Array, Bool, Float, Int, Key, Num, Shaped
+
+from mixmo_jax.errors import InputError, unknown
 
 MaskFn = Callable[
     [Key[Array, ""], Float[Array, "M"], tuple[int, int, int]], Float[Array, "M #h #w #F"]
@@ -104,3 +107,289 @@ def fill_complement(
     # Where role 0 has the whole ratio, nothing says how the others divide the rest.
     parts = jnp.where(rest > 0, ratios[1:] / jnp.where(rest > 0, rest, 1), equal)
     return jnp.concatenate([mask[None], (1 - mask)[None] * parts[:, None, None, None]])
+
+
+# The widths of CowMix's blur, in positions, and the fractions of the map inside its blobs.
+_COW_SIGMAS = (4.0, 16.0)
+_COW_FRACTIONS = (0.2, 0.8)
+# The side of a block of PatchUp.
+_PATCHUP_SIDE = 7
+
+
+def rows_mask(
+    key: Key[Array, ""], ratios: Float[Array, "M"], shape: tuple[int, int, int]
+) -> Float[Array, "M h 1 1"]:
+    """The rows cut into M bands, one above the other; E[ratio] = λ, see `cut`.
+
+    References:
+      MixMo, arXiv 2103.06132, on horizontal mixing.
+    """
+    return _one_hot(cut(key, ratios, shape[0]), ratios)[:, :, None, None]
+
+
+def columns_mask(
+    key: Key[Array, ""], ratios: Float[Array, "M"], shape: tuple[int, int, int]
+) -> Float[Array, "M 1 w 1"]:
+    """The columns cut into M bands, side by side; E[ratio] = λ, see `cut`.
+
+    References:
+      MixMo, arXiv 2103.06132, on vertical mixing.
+    """
+    return _one_hot(cut(key, ratios, shape[1]), ratios)[:, None, :, None]
+
+
+def channels_mask(
+    key: Key[Array, ""], ratios: Float[Array, "M"], shape: tuple[int, int, int]
+) -> Float[Array, "M 1 1 F"]:
+    """The channels cut into M pieces, in their order; E[ratio] = λ, see `cut`.
+
+    References:
+      MixMo, arXiv 2103.06132, on mixing by channels.
+    """
+    return _one_hot(cut(key, ratios, shape[2]), ratios)[:, None, None, :]
+
+
+def random_channels_mask(
+    key: Key[Array, ""], ratios: Float[Array, "M"], shape: tuple[int, int, int]
+) -> Float[Array, "M 1 1 F"]:
+    """The channels in a random order, cut into M pieces; E[ratio] = λ, see `cut`.
+
+    References:
+      MixMo, arXiv 2103.06132, on mixing by channels.
+    """
+    cut_key, order_key = jax.random.split(key)
+    roles = jax.random.permutation(order_key, cut(cut_key, ratios, shape[2]))  # [F]
+    return _one_hot(roles, ratios)[:, None, None, :]
+
+
+def noise_mask(
+    key: Key[Array, ""], ratios: Float[Array, "M"], shape: tuple[int, int, int]
+) -> Float[Array, "M h w F"]:
+    """Every position of every channel for one role, drawn with the ratios; E[ratio] = λ.
+
+    References:
+      MixMo, arXiv 2103.06132, on mixing by noise.
+    """
+    return _one_hot(_piece(jax.random.uniform(key, shape), _ends(ratios)), ratios)
+
+
+def cow_mask(
+    key: Key[Array, ""], ratios: Float[Array, "M"], shape: tuple[int, int, int]
+) -> Float[Array, "M h w 1"]:
+    """Blobs for role 0; the other roles divide the rest in proportion to their ratios.
+
+    The blobs have nothing to do with λ_0: their width is log-uniform in [4, 16], the fraction of
+    the map inside is about one that is uniform in [0.2, 0.8]. E[ratio] of role 0 is 1/2, that of
+    another role i is λ_i / (2 (1 - λ_0)). See `blob_mask` for the blobs.
+
+    References:
+      CowMix, arXiv 2003.12022; MixMo, arXiv 2103.06132.
+    """
+    noise_key, sigma_key, fraction_key = jax.random.split(key, 3)
+    low, high = (math.log(sigma) for sigma in _COW_SIGMAS)
+    blobs = blob_mask(
+        jax.random.normal(noise_key, shape[:2]),
+        jnp.exp(jax.random.uniform(sigma_key, minval=low, maxval=high)),
+        jax.random.uniform(fraction_key, minval=_COW_FRACTIONS[0], maxval=_COW_FRACTIONS[1]),
+    )
+    return fill_complement(blobs[..., None].astype(ratios.dtype), ratios)
+
+
+def patchup_hard_mask(
+    key: Key[Array, ""], ratios: Float[Array, "M"], shape: tuple[int, int, int]
+) -> Float[Array, "M h w F"]:
+    """Blocks for role 0, in every channel others; the other roles divide the rest.
+
+    They do so in proportion to their ratios. E[ratio] of role 0 is the coverage c, see
+    `block_mask`, and that of another role i is (1 - c) λ_i / (1 - λ_0).
+
+    References:
+      PatchUp, arXiv 2006.07794; MixMo, arXiv 2103.06132.
+    """
+    return fill_complement(block_mask(key, ratios[0], shape).astype(ratios.dtype), ratios)
+
+
+def patchup_soft_mask(
+    key: Key[Array, ""], ratios: Float[Array, "M"], shape: tuple[int, int, int]
+) -> Float[Array, "M h w F"]:
+    """Blocks for role 0, in every channel others, and linear mixing outside of them.
+
+    Outside, every role has its ratio. E[ratio] of role 0 is c + (1 - c) λ_0, with the coverage c,
+    see `block_mask`, and that of another role i is (1 - c) λ_i.
+
+    References:
+      PatchUp, arXiv 2006.07794; MixMo, arXiv 2103.06132.
+    """
+    mask = jnp.where(block_mask(key, ratios[0], shape), 1.0, ratios[0])
+    return fill_complement(mask.astype(ratios.dtype), ratios)
+
+
+def patchup_2d_mask(
+    key: Key[Array, ""], ratios: Float[Array, "M"], shape: tuple[int, int, int]
+) -> Float[Array, "M h w 1"]:
+    """As `patchup_hard_mask`, with the same blocks in all channels.
+
+    References:
+      PatchUp, arXiv 2006.07794; MixMo, arXiv 2103.06132.
+    """
+    return patchup_hard_mask(key, ratios, (*shape[:2], 1))
+
+
+def cut(key: Key[Array, ""], ratios: Float[Array, "M"], side: int) -> Int[Array, "side"]:
+    """Cuts an axis into M pieces, one for each role in their order, of lengths near side * ratio.
+
+    A piece ends at floor(side * sum of the ratios so far + u), with one u from U[0, 1) for all. The
+    expectation of floor(x + u) is x, so that E[ratio] = λ for every role; a ratio of 0 gives an
+    empty piece.
+
+    Args:
+      key: A typed random key.
+      ratios: [M] float, sum to 1.
+      side: The length of the axis.
+
+    Returns:
+      [side] int32, the role of each place on the axis.
+    """
+    ends = jnp.floor(side * _ends(ratios) + jax.random.uniform(key))
+    return _piece(jnp.arange(side, dtype=ends.dtype), ends)
+
+
+def blob_mask(
+    noise: Float[Array, "h w"], sigma: Float[Array, ""], fraction: Float[Array, ""]
+) -> Bool[Array, "h w"]:
+    """Blurs noise and finds where it is low: blobs of about the width `sigma`.
+
+    The blur is a Gaussian, along one axis after the other. What of it lies outside the map does not
+    count, and the rest is scaled to a sum of squares of 1, so that the variance is 1 at the edges
+    too. The threshold is the quantile `fraction` of a normal distribution with the blurred map's
+    own mean and standard deviation.
+
+    Args:
+      noise: [h, w] float32, standard normal.
+      sigma: [] float32, the standard deviation of the blur in positions.
+      fraction: [] float32, the fraction of the map inside the blobs, in expectation and about.
+
+    Returns:
+      [h, w] bool, True inside the blobs.
+
+    References:
+      CowMix, arXiv 2003.12022, section 3.
+    """
+    along_h, along_w = (_gaussian(side, sigma) for side in noise.shape)
+    blurred = jnp.linalg.multi_dot([along_h, noise, along_w.T], precision="highest")
+    quantile = math.sqrt(2) * jax.lax.erf_inv(2 * fraction - 1)
+    return blurred - blurred.mean() <= quantile * blurred.std()
+
+
+def block_mask(
+    key: Key[Array, ""], ratio: Float[Array, ""], shape: tuple[int, int, int]
+) -> Bool[Array, "h w F"]:
+    """Square blocks at random places, in every channel others.
+
+    A block has the side b = min(7, h, w) and lies on the map as a whole. Each of the
+    (h - b + 1) (w - b + 1) places for one has a block with the probability
+
+        γ = ratio * h * w / (b² (h - b + 1) (w - b + 1)),
+
+    so that the areas of all blocks sum to `ratio` of the map in expectation. As blocks overlap, the
+    coverage is less: c = mean of 1 - (1 - γ)ⁿ over the map, n being the number of places whose
+    block covers a position.
+
+    Args:
+      key: A typed random key.
+      ratio: [] float, 0 to 1.
+      shape: (h, w, F).
+
+    Returns:
+      [h, w, F] bool, True inside the blocks.
+
+    References:
+      PatchUp, arXiv 2006.07794, section 2; DropBlock, arXiv 1810.12890, on γ.
+    """
+    height, width, features = shape
+    side = min(_PATCHUP_SIDE, height, width)
+    places = height - side + 1, width - side + 1
+    gamma = ratio.astype(jnp.float32) * (height * width / (side**2 * math.prod(places)))
+    corners = jax.random.bernoulli(key, gamma, (*places, features)).astype(jnp.float32)
+    # [h - b + 1, w - b + 1, F] → [h, w, F]: inside where any of the b x b corners above has a
+    # block, along one axis after the other.
+    margin = (side - 1, side - 1)
+    for window in ((side, 1, 1), (1, side, 1)):
+        padding = [margin if length > 1 else (0, 0) for length in window]
+        corners = jax.lax.reduce_window(corners, -jnp.inf, jax.lax.max, window, (1, 1, 1), padding)
+    return corners > 0
+
+
+def _ends(ratios: Float[Array, "M"]) -> Float[Array, "M-1"]:
+    """The ends of all roles' parts of [0, 1] but the last one's, which is 1."""
+    sums = jnp.cumsum(ratios.astype(jnp.float32))  # fewer bits would shift the ends of long axes
+    return sums[:-1] / sums[-1]  # a last ratio of 0 leaves exactly nothing
+
+
+def _piece(places: Num[Array, "*places"], ends: Num[Array, "ends"]) -> Int[Array, "*places"]:
+    """The piece in which each place lies: how many pieces end before it."""
+    return (places[..., None] >= ends.reshape(*[1] * places.ndim, -1)).sum(-1, dtype=jnp.int32)
+
+
+def _one_hot(roles: Int[Array, "*places"], ratios: Float[Array, "M"]) -> Float[Array, "M *places"]:
+    """The masks of places that belong to one role each."""
+    return jax.nn.one_hot(roles, len(ratios), axis=0, dtype=ratios.dtype)
+
+
+def _gaussian(side: int, sigma: Float[Array, ""]) -> Float[Array, "side side"]:
+    """The matrix that blurs along an axis and keeps the variance of noise."""
+    places = jnp.arange(side, dtype=jnp.float32)
+    weights = jnp.exp(-(((places[:, None] - places[None, :]) / sigma) ** 2) / 2)
+    return weights / jnp.linalg.norm(weights, axis=1, keepdims=True)
+
+
+MASKS: dict[str, MaskFn] = {
+    "linear": linear_mask,
+    "cutmix": cutmix_mask,
+    "rows": rows_mask,
+    "columns": columns_mask,
+    "channels": channels_mask,
+    "random_channels": random_channels_mask,
+    "noise": noise_mask,
+    "cow": cow_mask,
+    "patchup_hard": patchup_hard_mask,
+    "patchup_soft": patchup_soft_mask,
+    "patchup_2d": patchup_2d_mask,
+}
+
+# Pixel mixing has a name of its own for the constant mask.
+MSDA_ALIASES = {"mixup": "linear"}
+
+# Those that cut only channels do not mix pixels, all channels of which have one mask.
+CHANNEL_MASKS = {"channels", "random_channels"}
+
+
+def msda_methods() -> list[str]:
+    """Returns the names that `msda.method` takes besides "none"."""
+    left_out = {*MSDA_ALIASES.values(), *CHANNEL_MASKS}
+    return [*MSDA_ALIASES, *(name for name in MASKS if name not in left_out)]
+
+
+def get_mask_fn(name: str) -> MaskFn:
+    """Returns the mask function of a name.
+
+    Raises:
+      InputError: if no mask function is registered under the name.
+    """
+    if name not in MASKS:
+        raise unknown("mask function", name, MASKS, where="mixmo_jax.mixing.MASKS")
+    return MASKS[name]
+
+
+def get_msda_fn(name: str) -> MaskFn:
+    """Returns the mask function of a name for the mixing of pixels, which may be "mixup".
+
+    Raises:
+      InputError: if no mask function is registered under the name, or if it cuts only channels.
+    """
+    if name in CHANNEL_MASKS:
+        raise InputError(
+            f"{name}: it cuts only channels, which the mixing of pixels does not; expected one of "
+            + ", ".join(msda_methods())
+        )
+    return get_mask_fn(MSDA_ALIASES.get(name, name))

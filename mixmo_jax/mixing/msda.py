@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from mixmo_jax.mixing import get_msda_fn
+from mixmo_jax.mixing.masks import get_msda_fn
 
 
 def msda_masks(

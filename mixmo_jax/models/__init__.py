@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from mixmo_jax.errors import InputError, unknown
-from mixmo_jax.models.mixmo import MixMoNet
+from mixmo_jax.models.multi_input import MixMoNet
 from mixmo_jax.models.preact_resnet import preact_resnet
 from mixmo_jax.models.wide_resnet import wide_resnet
 

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mixmo_jax.models.convolution import convolve, is_wide
+from mixmo_jax.models.cpu_convolution import convolve, is_wide
 
 # He normal on the fan-in, truncated at two standard deviations; the scale is that after the
 # truncation. The leading axis of a stacked kernel [M, ...] does not count.

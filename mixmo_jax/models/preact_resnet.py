@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from mixmo_jax.errors import invalid
 from mixmo_jax.models.layers import make_conv, make_norm
-from mixmo_jax.models.mixmo import MixMoNet
+from mixmo_jax.models.multi_input import MixMoNet
 
 _head_init = nn.initializers.normal(0.01)
 

@@ -6,9 +6,8 @@ import pathlib
 import socket
 from collections.abc import Iterator
 
-from mixmo_jax.errors import InputError, warn
+from mixmo_jax.errors import InputError, warn, writing
 from mixmo_jax.file_lock import lock_file
-from mixmo_jax.files import writing
 
 LOCK = ".lock"
 

@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from mixmo_jax.errors import shown
-from mixmo_jax.files import (
+from mixmo_jax.errors import (
+    format_value,
     is_count,
     is_number,
     jsonable,
@@ -172,17 +172,17 @@ def _numbers(tree):
 def _check(line):
     """Raises `ValueError` unless a line holds what is taken from it later."""
     if not isinstance(line, dict):
-        raise ValueError(f"{shown(line)}: expected a dictionary")
+        raise ValueError(f"{format_value(line)}: expected a dictionary")
     found = {name: line.get(name) for name in ("epoch", "step", "loss", "seconds")}
     for split in ("validation", "test"):
         scores = line.get(split, {"accuracy": 0.0})
         if not isinstance(scores, dict) or "accuracy" not in scores:
-            raise ValueError(f"{split}={shown(scores)}: expected the metrics of a split")
+            raise ValueError(f"{split}={format_value(scores)}: expected the metrics of a split")
         accuracies = {k: v for k, v in scores.items() if k.startswith("accuracy")}
         found |= {f"{split}/{name}": value for name, value in accuracies.items()}
     for name, value in found.items():
         if not (is_count(value) if name in ("epoch", "step") else is_number(value)):
-            raise ValueError(f"{name}={shown(value)}")
+            raise ValueError(f"{name}={format_value(value)}")
 
 
 def write_results(folder: pathlib.Path, results: dict, step: int) -> None:

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mixmo_jax.datasets import Dataset
+from mixmo_jax.errors import write_bytes
 from mixmo_jax.evaluation import calibration
-from mixmo_jax.files import write_bytes
 from mixmo_jax.input_pipeline.batch import Batch
 
 _MEMBER_COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")

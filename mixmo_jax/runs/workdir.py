@@ -10,14 +10,16 @@ import ml_collections
 
 from mixmo_jax import config as config_lib
 from mixmo_jax.datasets import Dataset, Split
-from mixmo_jax.errors import InputError, shown, warn
-from mixmo_jax.files import (
+from mixmo_jax.errors import (
+    InputError,
     expand,
+    format_value,
     is_count,
     is_number,
     read_json,
     read_text,
     reading,
+    warn,
     write_json,
     write_text,
     writing,
@@ -196,7 +198,7 @@ def read_dataset_info(folder: pathlib.Path) -> dict:
         info = read_json(folder / DATASET)
         for name, is_valid in DATASET_RULES.items():
             if not is_valid(info.get(name)):
-                raise ValueError(f"{name}={shown(info.get(name))}")
+                raise ValueError(f"{name}={format_value(info.get(name))}")
         kept = {name: tuple(info[name]) for name in ("image_shape", "class_names", "mean", "std")}
         channels = kept["image_shape"][2]
         if not len(kept["mean"]) == len(kept["std"]) == channels:
@@ -267,7 +269,9 @@ def _compare(folder, old, new):
     allowed = {*NEUTRAL_FIELDS, *(["num_epochs"] if new["num_epochs"] > old["num_epochs"] else [])}
     changed = [k for k in old if old[k] != new[k] and k not in allowed]
     if changed:
-        differences = ", ".join(f"{k}={shown(old[k])} (now {shown(new[k])})" for k in changed)
+        differences = ", ".join(
+            f"{k}={format_value(old[k])} (now {format_value(new[k])})" for k in changed
+        )
         raise InputError(
             f"workdir={folder}: holds a run of another config: {differences}; "
             "choose another workdir"

@@ -22,8 +22,7 @@ from typing import NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from mixmo_jax.errors import InputError, warn
-from mixmo_jax.files import read_json, reading, write_json, writing
+from mixmo_jax.errors import InputError, read_json, reading, warn, write_json, writing
 from mixmo_jax.training.checksums import verify_checksums, write_checksums
 from mixmo_jax.training.orbax_state import read_part, read_state, write_state
 

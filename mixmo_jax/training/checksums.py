@@ -3,8 +3,7 @@
 import os
 import pathlib
 
-from mixmo_jax.errors import InputError
-from mixmo_jax.files import digest_of, read_text, reading
+from mixmo_jax.errors import InputError, digest_of, read_text, reading
 
 CHECKSUMS = "SHA256SUMS"
 

@@ -10,7 +10,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from mixmo_jax import devices, processes
+from mixmo_jax import distributed
 from mixmo_jax.datasets import Dataset
 from mixmo_jax.evaluation import metrics
 from mixmo_jax.evaluation.logits import make_logits_fn
@@ -54,7 +54,7 @@ class Trainer:
         self.config, self.dataset = config, dataset
         self.steps_per_epoch = batch_lib.steps_per_epoch(config, len(dataset.train))
         self.warmup_steps = warmup_steps(config, self.steps_per_epoch)
-        self.model = create_model(config.model, dataset.num_classes, devices.AXIS)
+        self.model = create_model(config.model, dataset.num_classes, distributed.AXIS)
         check_network(config)
         check_sizes(
             config,
@@ -158,15 +158,15 @@ class Trainer:
             config.dataset.placement, self.plan_fn, self.dataset.train, steps, config.steps_per_call
         )
         update = make_update_fn(self.create_train_step(feed.fetch), self.plan_fn)
-        state = devices.replicate_for_pmap(state)
+        state = distributed.replicate_for_pmap(state)
         progress = outputs and outputs.progress
-        stop = processes.asked_of_all(stop, delay=_CALLS_IN_FLIGHT)
+        stop = distributed.any_process(stop, delay=_CALLS_IN_FLIGHT)
         for epoch in range(first, config.num_epochs + 1):
             calls = feed.calls(key, epoch, len(begun.losses))
             state, begun = self.run_calls(
                 update, state, calls, begun, epoch=epoch, progress=progress, stop=stop
             )
-            saved = devices.unreplicate(state)
+            saved = distributed.unreplicate(state)
             if stop():
                 step = (epoch - 1) * steps + len(begun.losses)
                 if outputs:
@@ -190,7 +190,7 @@ class Trainer:
             if outputs:
                 self._end_epoch(epoch_metrics, saved, outputs)
             del saved  # frees its memory for the next epoch
-        return devices.unreplicate(state), begun
+        return distributed.unreplicate(state), begun
 
     def _end_epoch(self, epoch_metrics: dict, state: TrainState, outputs: Outputs) -> None:
         """Writes and shows what came of an epoch, and saves the state."""
@@ -241,7 +241,7 @@ class Trainer:
 
         def finish():
             num_steps, losses = dispatched.popleft()
-            values = devices.fetch_first(losses)  # waits for the device
+            values = distributed.fetch_first(losses)  # waits for the device
             if not np.isfinite(values).all():
                 step = len(finished) + int(np.argmin(np.isfinite(values))) + 1
                 raise self._divergence((epoch - 1) * self.steps_per_epoch + step, epoch)
@@ -278,8 +278,8 @@ class Trainer:
             evaluated[f"ema_{name}"] = state.ema
         epoch_metrics = {}
         for name, variables in evaluated.items():
-            variables = devices.replicate(variables)
-            logits = processes.map_rows(
+            variables = distributed.replicate(variables)
+            logits = distributed.map_rows(
                 lambda images: self.logits_fn(variables, images),  # noqa: B023
                 split.images,
             )

@@ -1,7 +1,25 @@
-"""The training loss."""
+"""The training loss: loss weights and weighted cross-entropy."""
 
 import optax
 from jaxtyping import Array, Float
+
+
+def loss_weights(masks: Float[Array, "M B #h #w #F"], weight_root: float) -> Float[Array, "M B"]:
+    """Weights of the members' losses, proportional to ratio ** (1 / r), with a mean of 1 over M.
+
+    Args:
+      masks: [M, B, h, w, F], any of the last three 1; a member's ratio is the mean of its mask.
+      weight_root: r. 1 makes the weights proportional to the ratios, infinity makes them equal.
+
+    Returns:
+      [M, B] float.
+
+    References:
+      MixMo paper, arXiv 2103.06132, on loss weighting.
+    """
+    ratios = masks.mean((2, 3, 4))  # [M, B]
+    powers = (ratios / ratios.max(0, keepdims=True)) ** (1 / weight_root)  # the largest is 1
+    return len(powers) * powers / powers.sum(0, keepdims=True)
 
 
 def weighted_cross_entropy(

@@ -8,7 +8,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
-from mixmo_jax.files import writing
+from mixmo_jax.errors import writing
 from mixmo_jax.training import KEY_IMPL
 
 State = TypeVar("State")

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mixmo_jax.devices import AXIS
+from mixmo_jax.distributed import AXIS
 from mixmo_jax.input_pipeline.batch import Batch, RawBatch
 from mixmo_jax.input_pipeline.plan import BatchPlan, local_part
 from mixmo_jax.mixing.unmix import unmix_features

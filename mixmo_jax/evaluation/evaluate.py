@@ -10,11 +10,10 @@ import optax
 
 from mixmo_jax import datasets
 from mixmo_jax.datasets import Dataset
-from mixmo_jax.errors import InputError
+from mixmo_jax.errors import InputError, write_arrays, write_json
 from mixmo_jax.evaluation import calibration, corruptions, metrics
 from mixmo_jax.evaluation.ensemble import ENSEMBLES, ensemble_log_probs
-from mixmo_jax.files import write_arrays, write_json
-from mixmo_jax.inference.loading import load, load_network
+from mixmo_jax.inference.loading import load, load_run
 from mixmo_jax.inference.model import Model
 from mixmo_jax.input_pipeline.batch import steps_per_epoch
 from mixmo_jax.models import create_model
@@ -58,7 +57,7 @@ def evaluate_run(
       InputError: if there is no finished run in the folder, or its data are not there.
     """
     config = workdir.read_config(folder, overrides)
-    network = load_network(folder, config, allow_unfinished=allow_unfinished)
+    network = load_run(folder, config, allow_unfinished=allow_unfinished)
     dataset = dataset or _load_dataset(folder, config)
     model = Model([network], ensemble or config.evaluation.ensemble)
     best = dataset.validation is not None and workdir.has_checkpoint(folder, workdir.BEST)
@@ -76,7 +75,7 @@ def evaluate_run(
         _evaluate(model, dataset, title, of, folder / "reliability.png", folder / workdir.LOGITS)
     )
     if config.optimizer.ema_decay:
-        average = load_network(folder, config, allow_unfinished=allow_unfinished, ema=True)
+        average = load_run(folder, config, allow_unfinished=allow_unfinished, ema=True)
         logits = Model([average], model.ensemble).logits(dataset.test.images)
         scores = metrics.ensemble_metrics(logits, dataset.test.labels, model.ensemble)
         results["ema_scores"] = scores
@@ -207,7 +206,7 @@ def _import_variables(
     if workdir.has_checkpoint(folder) or (folder / METRICS).exists():
         raise InputError(f"workdir={folder}: holds a run already")
     workdir.check_place(folder, config)
-    dataset = datasets.load(config.dataset)
+    dataset = datasets.load_dataset(config.dataset)
     channels = variables["params"]["stem"]["kernel"].shape[-2]
     for kind, found, expected in (
         ("classes", dataset.num_classes, num_classes),
@@ -247,7 +246,7 @@ def _same_validation_split(folders: Sequence[pathlib.Path]) -> bool:
 
 
 def _load_dataset(folder: pathlib.Path, config: ml_collections.ConfigDict) -> Dataset:
-    return workdir.restore_statistics(folder, datasets.load(config.dataset))
+    return workdir.restore_statistics(folder, datasets.load_dataset(config.dataset))
 
 
 def _evaluate(

@@ -9,8 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mixmo_jax.mixing.mixmo import mix_features
-from mixmo_jax.models.convolution import convolve, precision_of
+from mixmo_jax.mixing.mixing_block import mix_features
+from mixmo_jax.models.cpu_convolution import convolve, precision_of
 from mixmo_jax.models.layers import global_average_pool, stacked_init
 
 

@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from mixmo_jax.mixing import get_mask_fn
-from mixmo_jax.mixing.masks import MaskFn, linear_mask
+from mixmo_jax.mixing.masks import MaskFn, get_mask_fn, linear_mask
 
 
 def patch_probability(
@@ -98,21 +97,3 @@ def mix_features(
     # Term by term: a TPU's compiler attaches each product and sum to the encoder's convolution.
     masked = (mask.astype(features.dtype) * x for mask, x in zip(masks, features, strict=True))
     return len(features) * functools.reduce(jnp.add, masked)
-
-
-def loss_weights(masks: Float[Array, "M B #h #w #F"], weight_root: float) -> Float[Array, "M B"]:
-    """Weights of the members' losses, proportional to ratio ** (1 / r), with a mean of 1 over M.
-
-    Args:
-      masks: [M, B, h, w, F], any of the last three 1; a member's ratio is the mean of its mask.
-      weight_root: r. 1 makes the weights proportional to the ratios, infinity makes them equal.
-
-    Returns:
-      [M, B] float.
-
-    References:
-      MixMo paper, arXiv 2103.06132, on loss weighting.
-    """
-    ratios = masks.mean((2, 3, 4))  # [M, B]
-    powers = (ratios / ratios.max(0, keepdims=True)) ** (1 / weight_root)  # the largest is 1
-    return len(powers) * powers / powers.sum(0, keepdims=True)

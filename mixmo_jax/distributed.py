@@ -1,24 +1,91 @@
-"""Several processes that train one network, one on each host, and what they agree on.
-
-Process 0 alone reads and writes the folder of a run and speaks to the user. The others receive from
-it what they need, so the folder may lie on a disk that only the first host has.
-"""
+"""Devices and processes: placement, replication, broadcast, and the signals that stop a run."""
 
 import collections
 import contextlib
 import json
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mixmo_jax import devices
-from mixmo_jax.errors import InputError, shortened, warn
+from mixmo_jax import distributed
+from mixmo_jax.errors import InputError, expand, shortened, warn
+
+AXIS = "device"
+
+
+def use_compilation_cache(folder: str) -> None:
+    """Keeps compiled programs in a folder for the next start; "" for none.
+
+    A folder that JAX has been told already, such as by `JAX_COMPILATION_CACHE_DIR`, stays.
+    """
+    if not folder or jax.config.jax_compilation_cache_dir:
+        return
+    path = expand(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        warn(f"compilation_cache={folder!r}: cannot be written: {error.strerror}")
+        return
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _sharding(*axes: str) -> NamedSharding:
+    return NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), PartitionSpec(*axes))
+
+
+def replicate(tree):
+    """Puts the same arrays on all local devices, once, for arguments that are not mapped."""
+    return jax.device_put(tree, _sharding())
+
+
+def shard(tree):
+    """Cuts arrays along their first axis, a multiple of the local devices, one part for each."""
+    return jax.device_put(tree, _sharding(AXIS))
+
+
+def replicate_for_pmap(tree):
+    """Copies a tree to all local devices, stacked along a leading axis as pmap takes it."""
+    # Not flax.jax_utils.replicate, whose other mesh axis makes pmap compile twice.
+    count = jax.local_device_count()
+
+    def copy(leaf):
+        return jax.device_put(jnp.broadcast_to(leaf, (count, *leaf.shape)), _sharding(AXIS))
+
+    return jax.tree.map(copy, tree)
+
+
+def axis_positions() -> np.ndarray:
+    """Returns the places of the local devices on the mapped axis, which spans all processes."""
+    if jax.process_count() == 1:
+        return np.arange(jax.local_device_count())
+    count = jax.local_device_count()
+    positions = jax.pmap(lambda _: jax.lax.axis_index(AXIS), AXIS)(shard(np.zeros(count)))
+    return np.asarray(positions)
+
+
+def fetch_first(array: jax.Array) -> np.ndarray:
+    """Waits for an array with a leading axis of the devices; returns the first local one's part.
+
+    Unlike `array[0]` it starts no program, which would wait for all that were started since.
+    """
+    return np.asarray(array.addressable_shards[0].data)[0]
+
+
+def unreplicate(tree):
+    """Returns the first device's copy of a tree that was replicated for pmap."""
+    return jax.tree.map(lambda leaf: leaf[0], tree)
+
 
 # A process that is lost is noticed after this time, and the others end.
 _HEARTBEAT_SECONDS = 30
@@ -163,7 +230,7 @@ def map_rows(function: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> 
     return np.asarray(results).reshape(-1, *results.shape[2:])[: len(rows)]
 
 
-def asked_of_all(question: Callable[[], bool], delay: int) -> Callable[[], bool]:
+def any_process(question: Callable[[], bool], delay: int) -> Callable[[], bool]:
     """Returns a question that all processes ask equally often, to which they get one answer.
 
     Args:
@@ -176,15 +243,15 @@ def asked_of_all(question: Callable[[], bool], delay: int) -> Callable[[], bool]
     """
     if is_alone():
         return question
-    any_fn = jax.pmap(lambda flag: jax.lax.pmax(flag, devices.AXIS), devices.AXIS)
+    any_fn = jax.pmap(lambda flag: jax.lax.pmax(flag, distributed.AXIS), distributed.AXIS)
     pending, answer = collections.deque(), False
 
     def ask() -> bool:
         nonlocal answer
         flags = np.full(jax.local_device_count(), question(), np.int32)
-        pending.append(any_fn(devices.shard(flags)))
+        pending.append(any_fn(distributed.shard(flags)))
         if len(pending) > delay:
-            answer |= bool(devices.fetch_first(pending.popleft()))
+            answer |= bool(distributed.fetch_first(pending.popleft()))
         return answer
 
     return ask
@@ -212,3 +279,82 @@ def ending_without_others() -> Iterator[None]:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopSignals:
+    """Takes the first SIGINT or SIGTERM as a request to stop, as a context manager.
+
+    The second one ends the process at once, even while something is being compiled: a thread reads
+    the signals, as Python's own handlers wait for the main thread. Outside of the main thread it
+    does nothing, as Python handles signals only there.
+
+    Args:
+      own_process: Whether the process is a command's own. If not, as in a notebook, the second
+        signal does not end it but raises `KeyboardInterrupt`, as soon as Python gets to it.
+
+    Attributes:
+      received: The number of the first signal, None if there was none.
+    """
+
+    received: int | None = None
+
+    def __init__(self, own_process: bool = True):
+        self._own_process = own_process
+
+    def __enter__(self) -> "StopSignals":
+        self._old_handlers, self._handled, self._repeated = {}, False, False
+        if threading.current_thread() is threading.main_thread():
+            handlers = {number: signal.getsignal(number) for number in SIGNALS}
+            # A shell lets its background jobs ignore the Ctrl-C that is meant for others; None is
+            # a handler that is not Python's, which could not be restored.
+            kept = (signal.SIG_IGN, None)
+            self._old_handlers = {s: h for s, h in handlers.items() if h not in kept}
+        if not self._old_handlers:
+            return self
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        self._old_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        # Only signals with a handler in Python are written to the pipe.
+        for number in self._old_handlers:
+            signal.signal(number, self._handle)
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if not self._old_handlers:
+            return
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._old_wakeup)
+        os.write(self._writer, b"\0")
+        self._thread.join()
+        os.close(self._reader)
+        os.close(self._writer)
+
+    def requested(self) -> bool:
+        """Returns whether there was a signal."""
+        return self.received is not None
+
+    def _handle(self, signum, frame) -> None:
+        """Python's handler, in the main thread; it may take several signals for one."""
+        if (self._handled or self._repeated) and not self._own_process:
+            raise KeyboardInterrupt
+        self._handled = True
+
+    def _watch(self) -> None:
+        while number := os.read(self._reader, 1)[0]:
+            if number not in SIGNALS:
+                continue
+            if self.received is not None:
+                if self._own_process:
+                    os._exit(128 + number)
+                self._repeated = True
+                continue
+            self.received = number
+            start = "\n" if sys.stderr.isatty() else ""  # below the bar
+            message = "stopping after the steps under way; a second signal stops at once"
+            print(f"{start}{message}", file=sys.stderr, flush=True)

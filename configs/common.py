@@ -30,44 +30,43 @@ def get_config(method: str = DEFAULT_METHOD) -> ml_collections.ConfigDict:
     if method not in METHODS:
         raise ValueError(f"method={method!r}: expected one of {', '.join(METHODS)}")
     config = ml_collections.ConfigDict()
-    config.method = method  # a record; only the fields below have an effect
+    config.method = method  # a record without effect
     config.seed = 0
     config.num_epochs = 300
-    # Number of positions of a batch, B. Each holds one image for every member.
+    # B, the positions of a batch. Each position holds one image per member.
     config.batch_size = 64
-    # Repetitions of an image in its batch for every member, b: B / b different images in a batch.
+    # b: every image is repeated b times per member in its batch, which holds B / b images.
     config.batch_repetitions = 1
-    # Fraction of the positions at which all members see the same image (MIMO's input repetition).
+    # Fraction of positions where all members see the same image (MIMO's input repetition).
     config.input_repetition = 0.0
-    config.label_smoothing = 0.0  # part of every target that all classes share
+    config.label_smoothing = 0.0  # fraction of each target spread evenly over the classes
 
     config.model = ml_collections.ConfigDict()
     config.model.name = "wide_resnet"  # a name in mixmo_jax.models.NETWORKS
     config.model.depth = 28  # wide_resnet: 6n + 4; preact_resnet: 18
-    config.model.width = 10  # factor on the channels of every stage
+    config.model.width = 10  # factor on the channels of the stages
     config.model.num_members = 1  # M
-    # "float32", "bfloat16", or "auto": bfloat16 on TPU and recent GPUs, else float32. Parameters,
-    # statistics and loss are float32 in any case.
+    # Computation dtype: "float32", "bfloat16", or "auto" (bfloat16 on TPU and recent GPUs).
+    # Parameters, statistics and loss are always float32.
     config.model.dtype = "auto"
 
     config.mixmo = ml_collections.ConfigDict()
-    # A name in mixmo_jax.mixing.MASKS. "cutmix": rectangular patches, as CutMix does with pixels.
-    # Others: "rows", "columns", "channels", "random_channels", "noise", "cow", "patchup_hard",
-    # "patchup_soft", "patchup_2d".
+    # A name in mixmo_jax.mixing.MASKS. "cutmix" mixes rectangular patches. Others: "rows",
+    # "columns", "channels", "random_channels", "noise", "cow", "patchup_hard", "patchup_soft",
+    # "patchup_2d".
     config.mixmo.block = "linear"
-    config.mixmo.patch_prob = 0.5  # p: fraction of the batches that the block mixes; others: linear
+    config.mixmo.patch_prob = 0.5  # p: fraction of batches mixed by the block; others: linear
     # After this fraction of the run, patch_prob falls linearly to 0 at the last epoch.
     config.mixmo.patch_prob_until = 11 / 12
     config.mixmo.alpha = 2.0  # Dirichlet concentration of the ratios; 0: equal ratios
     # r: the loss weights are proportional to ratio ** (1 / r); inf: equal weights.
     config.mixmo.weight_root = 3.0
 
-    # Unmixing: in batches mixed by patches each head sees mostly the part of the last features
-    # where its own input is.
+    # Unmixing: in batches mixed by patches, each head mostly sees the area of its own input.
     config.mixmo.unmix = False
-    config.mixmo.unmix_until = 1 / 3  # fraction of the run at which that has faded out; inf: never
-    config.mixmo.unmix_normalize = False  # divide by the mean of the weights of the positions
-    # How the mask is brought to the size of the features: averaged over "area", or "nearest".
+    config.mixmo.unmix_until = 1 / 3  # fraction of the run at which it has faded out; inf: never
+    config.mixmo.unmix_normalize = False  # divide by the mean weight: small masks keep the scale
+    # How masks are resized to the features: "area" averages, or "nearest".
     config.mixmo.unmix_resize = "area"
 
     config.msda = ml_collections.ConfigDict()  # mixing of pixels, before the encoders
@@ -85,29 +84,26 @@ def get_config(method: str = DEFAULT_METHOD) -> ml_collections.ConfigDict:
     config.augment.augmix_alpha = 1.0  # concentration of the Dirichlet and Beta of the mixing
 
     config.dataset = ml_collections.ConfigDict()
-    config.dataset.name = "cifar100"  # a name in mixmo_jax.datasets.DATASETS
+    config.dataset.name = "cifar100"  # a name in mixmo_jax.datasets.DATASETS, or tfds:NAME
     # A folder with the data, or the archive itself. "": where tensorflow-datasets keeps its own.
     config.dataset.data_dir = ""
     config.dataset.cache_dir = ""  # for decoded images; "": beside the data
-    # Larger files of the data, and images, are refused: damage or malice could fill the memory.
-    config.dataset.max_file_bytes = 2**28
-    config.dataset.max_image_pixels = 3 * 2**24
-    # The first so many of the training images, in the order of the data, are used. 0: all.
+    # Use only the first n training images (0: all).
     config.dataset.num_train_images = 0
-    # Fraction of every class's training images that is set apart to select the best epoch and to
-    # fit the temperature. 0: none; then the last epoch counts.
+    # Fraction of each class's training images set apart to select the best epoch and to fit the
+    # temperature (0: none; then the last epoch counts).
     config.dataset.validation_fraction = 0.0
-    config.dataset.split_seed = 0  # seed of the choice of these images
+    config.dataset.split_seed = 0  # seed of the draw of these images
     # Placement of the training images: "device", "host" (sent ahead of every step), or "auto": on
     # the device if they take at most a quarter of its memory.
     config.dataset.placement = "auto"
-    # image_folder: images are scaled and cropped to this; even for preact_resnet.
+    # image_folder and tfds: images are scaled and cropped to this side; even for preact_resnet.
     config.dataset.image_size = 64
-    # Fraction of every class that becomes the test split, if the data have no test images.
+    # Fraction of each class that becomes the test split, if the data have no test images.
     config.dataset.test_fraction = 0.2
-    config.dataset.crop_padding = 4  # random crops reach this many pixels over each edge
+    config.dataset.crop_padding = 4  # random crops extend this many pixels beyond each edge
     config.dataset.flip = True  # random horizontal flips
-    # Per channel, on the scale 0 to 1. (): measured on the training images.
+    # Per channel, in [0, 1]. (): measured on the training images.
     config.dataset.mean = (0.4913725490196078, 0.4823529411764706, 0.4466666666666667)
     config.dataset.std = (0.2023, 0.1994, 0.2010)
 
@@ -126,12 +122,12 @@ def get_config(method: str = DEFAULT_METHOD) -> ml_collections.ConfigDict:
     config.optimizer.decay_factor = 0.1
     config.optimizer.momentum = 0.9
     config.optimizer.nesterov = True
-    # Added to the gradient as weight_decay * parameter, for all parameters. The reference has
-    # 3e-4 * sum(parameter ** 2) in its loss, the gradient of which is this.
+    # weight_decay * parameter is added to the gradient of all parameters. The reference has
+    # 3e-4 * sum(parameter ** 2) in its loss, with this gradient.
     config.optimizer.weight_decay = 2 * 3e-4
-    config.optimizer.clip_norm = 0.0  # gradients with a larger norm are scaled down to it; 0: none
-    # Decay in each step of a moving average of the weights and statistics, which is evaluated
-    # beside the raw ones. 0: none.
+    config.optimizer.clip_norm = 0.0  # maximum norm of the gradient; 0: none
+    # Decay of a moving average of weights and statistics, which is evaluated beside the raw ones
+    # (0: none).
     config.optimizer.ema_decay = 0.0
 
     config.evaluation = ml_collections.ConfigDict()
@@ -139,14 +135,14 @@ def get_config(method: str = DEFAULT_METHOD) -> ml_collections.ConfigDict:
     config.evaluation.every_epochs = 1
     # The ensemble is the softmax of the mean "logits", or the mean of the "probabilities".
     config.evaluation.ensemble = "logits"
-    # The numbers, from 0, of the members that predict. (): all.
+    # Indices of the members that predict. (): all.
     config.evaluation.members = ()
 
     config.checkpoint_every_epochs = 1
-    # Folder of compiled programs, which the next start takes from there. "": none.
+    # Folder of compiled programs, reused at the next start. "": none.
     config.compilation_cache = "~/.cache/mixmo_jax"
-    # Number of steps of one call to the device. 0: up to 100 on GPU and TPU; 1 on CPU, where
-    # convolutions inside a loop are many times slower.
+    # Steps per call to the device. 0: up to 100 on GPU and TPU; 1 on CPU, where convolutions
+    # inside a loop are many times slower.
     config.steps_per_call = 0
 
     config.update_from_flattened_dict(METHODS[method])

@@ -3,10 +3,10 @@
     pip install -e ".[tpu]"
     python experiments/tpu_estimate.py --config=cifar100:cut_mixmo+cutmix --topology=v5e:2x2
 
-It compiles the real training program, a call of many steps, and sums the compiler's own estimates
-of cycles, those of loops times their rounds: milliseconds a step, share of the chip's peak, the
-split by kind of work, memory, and copies of the dataset, of which there should be none. Any field
-can be set, such as `--config.batch_size=256`. No TPU is needed, and no dataset.
+It compiles the real training program, a call of many steps, and sums the compiler's estimates of
+cycles; those of a loop count times its rounds. It reports milliseconds a step, the share of the
+chip's peak, the split by kind of work, memory, and copies of the dataset, of which there should be
+none. Any field can be set, such as `--config.batch_size=256`. No TPU and no dataset is needed.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import importlib.util
 import math
 import os
 import re
-import sys
 import time
 
 os.environ.update(
@@ -29,18 +28,16 @@ os.environ.update(
 import jax
 import jax.numpy as jnp
 import numpy as np
-from benchmark import random_dataset
-from flops import model_flops
+from benchmark import build, model_flops, random_dataset
+from compare import command_line, parse_arguments, with_fields
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mixmo_jax import config as config_lib
-from mixmo_jax.commands import parse_with_fields, run_command
+import mixmo_jax
 from mixmo_jax.distributed import AXIS
 from mixmo_jax.errors import InputError, expand, write_json
-from mixmo_jax.input_pipeline.batch import gather, planned_indices
-from mixmo_jax.training.loop import Trainer
+from mixmo_jax.input_pipeline.feed import Resident
 from mixmo_jax.training.step import make_call_fn
 
 # Clock in Hz, peak of products in bfloat16 in FLOP/s, bytes of memory.
@@ -69,19 +66,20 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=0, help="expensive operations to be listed")
     parser.add_argument("--output", type=expand, help="JSON file with all numbers")
     parser.add_argument("--program", type=expand, help="file for the compiled program")
-    arguments, overrides = parse_with_fields(parser)
+    arguments, fields = parse_arguments(parser)
     if importlib.util.find_spec("libtpu") is None:
         raise InputError('the TPU compiler is missing: pip install -e ".[tpu]"')
-    config = config_lib.parse(arguments.config, ["--config.model.dtype=bfloat16", *overrides])[1]
+    fields = {"model.dtype": "bfloat16", **fields}
+    config = with_fields(mixmo_jax.get_config(arguments.config), fields)
     chips = describe_chips(arguments.topology, arguments.chips)
-    trainer = Trainer(config, random_dataset(config))
+    parts = build(config, random_dataset(config))
     start = time.perf_counter()
-    compiled = compile_training(trainer, chips, arguments.steps)
+    compiled = compile_training(parts, chips, arguments.steps)
     seconds = time.perf_counter() - start
     text = compiled.as_text()
     if arguments.program:
         arguments.program.write_text(text)
-    report = describe(compiled, text, trainer, arguments)
+    report = describe(compiled, text, parts, arguments)
     report["compile_seconds"] = seconds
     print(format_report(report))
     for name, cycles in operation_cycles(text).most_common(arguments.top):
@@ -111,22 +109,16 @@ def describe_chips(topology: str, count: int) -> list:
     return chips[:count]
 
 
-def compile_training(
-    trainer: Trainer, chips: list, steps: int, *, flat: bool = True
-) -> jax.stages.Compiled:
+def compile_training(parts, chips: list, steps: int) -> jax.stages.Compiled:
     """Compiles a call of the training program for chips of a described TPU.
 
     Args:
-      trainer: The trainer.
+      parts: See `benchmark.build`.
       chips: The chips that train, see `describe_chips`.
       steps: The number of steps of the call.
-      flat: Whether the dataset is [N, H * W * C], as it is, or [N, H, W, C].
     """
-    split, shape = trainer.dataset.train, trainer.dataset.image_shape
-    step = trainer.create_train_step(
-        lambda resident, _, plan: gather(*resident, *planned_indices(plan), shape)
-    )
-    call = make_call_fn(step, trainer.plan_fn)
+    count, shape = len(parts.dataset.train), parts.dataset.image_shape
+    call = make_call_fn(parts.train_step, parts.plan_fn)
     mesh = Mesh(np.array(chips), (AXIS,))
     placed = functools.partial(jax.ShapeDtypeStruct, sharding=NamedSharding(mesh, P()))
     mapped = jax.shard_map(
@@ -136,18 +128,17 @@ def compile_training(
         out_specs=P(),
         check_vma=False,
     )
-    size = (math.prod(shape),) if flat else shape
     arguments = (
-        jax.tree.map(lambda x: placed(x.shape, x.dtype), jax.eval_shape(trainer.create_state)),
-        (placed((len(split), *size), jnp.uint8), placed((len(split),), jnp.int32)),
-        placed((len(split),), jnp.int32),
+        jax.tree.map(lambda x: placed(x.shape, x.dtype), jax.eval_shape(parts.create_state)),
+        Resident(placed((count, math.prod(shape)), jnp.uint8), placed((count,), jnp.int32)),
+        placed((count,), jnp.int32),
     )
     return jax.jit(mapped, donate_argnums=0).lower(*arguments).compile()
 
 
-def describe(compiled, text: str, trainer: Trainer, arguments: argparse.Namespace) -> dict:
-    """The report about a compiled call."""
-    config = trainer.config
+def describe(compiled, text: str, parts, arguments: argparse.Namespace) -> dict:
+    """Returns the report about a compiled call."""
+    config = parts.config
     clock, peak, memory = CHIPS[arguments.topology.partition(":")[0]]
     cycles = collections.Counter()
     for name, count in operation_cycles(text).items():
@@ -155,7 +146,7 @@ def describe(compiled, text: str, trainer: Trainer, arguments: argparse.Namespac
         cycles[next(kinds, "other")] += count / arguments.steps
     total = sum(cycles.values())
     seconds = total / clock
-    flops = model_flops(trainer)
+    flops = model_flops(config, parts.dataset)
     analysis = compiled.memory_analysis()
     used = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
     return {
@@ -169,7 +160,7 @@ def describe(compiled, text: str, trainer: Trainer, arguments: argparse.Namespac
         "split": {kind: n / total for kind, n in cycles.most_common()},
         "bytes_per_chip": used,
         "memory_share": used / memory,
-        "dataset_copies": dataset_copies(text, len(trainer.dataset.train)),
+        "dataset_copies": dataset_copies(text, len(parts.dataset.train)),
     }
 
 
@@ -234,4 +225,4 @@ def format_report(report: dict) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    command_line(main)

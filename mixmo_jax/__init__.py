@@ -7,21 +7,22 @@ import os
 import pathlib
 import sys
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
+# Imported on first use: JAX takes a second to import.
 _LAZY = {
     "Model": "inference.model",
-    "fit": "fitting",
+    "fit": "training.train",
     "from_torch": "inference.torch_checkpoints",
-    "load": "inference.loading",
+    "get_config": "config",
+    "load": "inference.load",
 }
-__all__ = ["Model", "fit", "from_torch", "load", "metrics"]
+__all__ = ["Model", "fit", "from_torch", "get_config", "load", "metrics"]
 
 
 def __getattr__(name: str):
-    """Imports what needs JAX only when it is asked for."""
     if name == "metrics":
-        return importlib.import_module(f"{__name__}.evaluation.metrics")
+        return importlib.import_module(f"{__name__}.evaluation")
     if name in _LAZY:
         return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -32,7 +33,7 @@ def __dir__() -> list[str]:
 
 
 def _hide_false_alarms() -> None:
-    """Keeps jaxlib 0.10 from saying, on many CPUs, that programs from its cache do not fit them.
+    """Hides messages of jaxlib 0.10 that programs of its own cache do not fit this CPU.
 
     They do: github.com/openxla/xla/issues/44565. It must be set before jaxlib is imported.
     """

@@ -91,17 +91,11 @@ def _train_digits(tmp_path_factory, seed: int) -> pathlib.Path:
 
 
 def _train(folder: pathlib.Path, seed: int) -> None:
-    from mixmo_jax import config
-    from mixmo_jax.train import train
+    from mixmo_jax.config import get_config
+    from mixmo_jax.training.train import train_and_evaluate
 
-    fields = {
-        "seed": seed,
-        "num_epochs": 1,
-        "model.width": 1,
-        "batch_size": 192,
-        "batch_repetitions": 1,
-        "optimizer.warmup_steps": 0,
-        "optimizer.learning_rate": 0.1,
-    }
-    overrides = [f"--config.{name}={value}" for name, value in fields.items()]
-    train(config.parse("digits", overrides)[1], folder)
+    config = get_config("digits")
+    config.seed, config.num_epochs, config.model.width = seed, 1, 1
+    config.batch_size, config.batch_repetitions = 192, 1
+    config.optimizer.warmup_steps, config.optimizer.learning_rate = 0, 0.1
+    train_and_evaluate(config, folder)

@@ -7,7 +7,6 @@ import pytest
 from tiny import EXAMPLE
 
 import mixmo_jax
-from mixmo_jax import predict
 from mixmo_jax.datasets import DATASETS
 from mixmo_jax.main import main
 from mixmo_jax.mixing import MASKS
@@ -55,9 +54,10 @@ def test_commands_take_it_as_a_plugin(run, capsys):
     assert main(evaluate) == 2
     message = capsys.readouterr().err
     assert "config.json: " in message and "='" in message
-    assert "or a name that your own file adds to mixmo_jax." in message
+    assert "--plugin" in message
     assert main([*evaluate, f"--plugin={EXAMPLE}"]) == 0
     forget()
-    images = str(EXAMPLE.parents[2] / "experiments" / "figures")
-    assert predict.main(["", f"--workdir={run}", f"--plugin={EXAMPLE}", images]) == 0
+    images = str(EXAMPLE.parents[1] / "figures")
+    predict = ["", "--mode=predict", f"--workdir={run}", f"--plugin={EXAMPLE}"]
+    assert main([*predict, images]) == 0
     assert "overview.png" in capsys.readouterr().out

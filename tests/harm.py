@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mixmo_jax.runs.metric_writer import read_metrics
+from mixmo_jax.runs.workdir import Workdir
 
 PLUGIN = pathlib.Path(__file__).with_name("tiny.py")
 FIELDS = (
@@ -103,7 +103,7 @@ def read_outcome(folder: pathlib.Path) -> dict[str, object]:
     """
     epochs = [
         {name: line[name] for name in ("epoch", "step", "loss", "learning_rate", "validation")}
-        for line in read_metrics(folder)
+        for line in Workdir(folder).read_metrics()
     ]
     with np.load(folder / "logits.npz") as arrays:
         logits = arrays["logits"].tobytes()
@@ -113,17 +113,18 @@ def read_outcome(folder: pathlib.Path) -> dict[str, object]:
 def _read_weights(folder: pathlib.Path) -> bytes:
     """The train state after the last step, as bytes."""
     import jax
+    from setups import set_up
 
-    from mixmo_jax import datasets
-    from mixmo_jax.runs import workdir
+    from mixmo_jax.datasets import load_dataset
     from mixmo_jax.training.checkpoints import Checkpoints
-    from mixmo_jax.training.loop import Trainer
 
-    config = workdir.read_config(folder)
-    trainer = Trainer(config, datasets.load_dataset(config.dataset))
-    like = jax.eval_shape(trainer.create_state)
-    state, begun = Checkpoints(folder / workdir.CHECKPOINTS).restore(like)
-    assert int(state.step) == config.num_epochs * trainer.steps_per_epoch
-    assert not len(begun.losses)
+    workdir = Workdir(folder)
+    config = workdir.read_config()
+    dataset = load_dataset(config.dataset)
+    like = jax.eval_shape(lambda: set_up(config, dataset).state)
+    state, progress = Checkpoints(workdir.checkpoint_dir).restore(like)
+    steps = len(dataset.train) * config.batch_repetitions // config.batch_size
+    assert int(state.step) == config.num_epochs * steps
+    assert not len(progress.losses)
     state = state.replace(key=jax.random.key_data(state.key))
     return b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state))

@@ -13,10 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 import harm
 import pytest
 
-from mixmo_jax.commands import run_command
 from mixmo_jax.distributed import SIGNALS, StopSignals
 from mixmo_jax.errors import InputError
-from mixmo_jax.runs.lock import lock
+from mixmo_jax.runs.workdir import Workdir
 
 
 @pytest.fixture(scope="module")
@@ -179,19 +178,10 @@ def test_without_the_main_thread_signals_are_left_alone():
         assert pool.submit(enter).result() is False
 
 
-def test_sigterm_ends_a_command_that_has_nothing_to_save(capsys):
-    def command():
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(10)
-
-    assert run_command(command, "stopped") == 143
-    assert capsys.readouterr().err == "stopped\n"
-
-
 HOLD = """
-import pathlib, sys, time
-from mixmo_jax.runs.lock import lock
-with lock(pathlib.Path(sys.argv[1])):
+import sys, time
+from mixmo_jax.runs.workdir import Workdir
+with Workdir(sys.argv[1]).lock():
     print("held", flush=True)
     time.sleep(100)
 """
@@ -212,7 +202,8 @@ def test_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path, cap
     assert message.startswith(f"error: workdir={tmp_path}: in use by process {holder.pid} on ")
     assert seconds < 50  # while the other one sleeps
     mine = f"in use by process {os.getpid()}"
-    with lock(tmp_path), pytest.raises(InputError, match=mine), lock(tmp_path):
+    workdir = Workdir(tmp_path)
+    with workdir.lock(), pytest.raises(InputError, match=mine), workdir.lock():
         pass
 
 
@@ -220,18 +211,19 @@ def test_evaluation_takes_the_lock(finished_run, tmp_path, capsys):
     from mixmo_jax.main import main
 
     folder = shutil.copytree(finished_run, tmp_path / "copy")
-    with lock(folder):
+    with Workdir(folder).lock():
         assert main(["", "--mode=evaluate", f"--workdir={folder}"]) == 2
     assert "in use by process" in capsys.readouterr().err
 
 
 def test_lock_leaves_no_folder_that_was_not_there(tmp_path):
-    with pytest.raises(ZeroDivisionError), lock(tmp_path / "a" / "b"):
+    workdir = Workdir(tmp_path / "run")
+    with pytest.raises(ZeroDivisionError), workdir.lock():
         1 / 0  # noqa: B018
     assert list(tmp_path.iterdir()) == []
-    with lock(tmp_path / "a" / "b"):
-        (tmp_path / "a" / "b" / "config.json").touch()
-    assert (tmp_path / "a" / "b" / "config.json").exists()
+    with workdir.lock():
+        (workdir.path / "config.json").touch()
+    assert (workdir.path / "config.json").exists()
 
 
 @pytest.mark.stress

@@ -1,5 +1,7 @@
 """Trains on digits by both placements; saves steps, memory and open files after each epoch.
 
+    long_run.py FOLDER METHOD NUM_EPOCHS PLACEMENT…
+
 Run by long_run_test.py.
 """
 
@@ -11,19 +13,14 @@ import pathlib
 import sys
 
 import chex
-import numpy as np
 import tiny  # noqa: F401
+from setups import tiny_config
 
-from mixmo_jax import config as config_lib
-from mixmo_jax import datasets
-from mixmo_jax.runs import workdir
-from mixmo_jax.runs.metric_writer import create_writers, started
-from mixmo_jax.training import loop
+from mixmo_jax.runs.terminal import Progress
+from mixmo_jax.training import train as train_lib
 from mixmo_jax.training.checkpoints import Checkpoints
-from mixmo_jax.training.outputs import Outputs
 
 FIELDS = {
-    "model.name": "tiny",
     "batch_size": 36,  # 39 steps an epoch
     "batch_repetitions": 1,
     "checkpoint_every_epochs": 2,
@@ -31,23 +28,24 @@ FIELDS = {
 }
 
 
-class Watch:
-    """A progress display that takes the measurements at the end of each epoch."""
+class Watch(Progress):
+    """Measures at the end of each epoch."""
 
-    def __init__(self, checkpoints: Checkpoints):
-        self.measured, self._checkpoints, self._steps = [], checkpoints, 0
+    measured = []  # noqa: RUF012
+    steps = 0
 
-    def update(self, num_steps: int, losses: np.ndarray) -> None:
-        self._steps += num_steps
+    def update(self, num_steps, losses):
+        self.steps += num_steps
+        super().update(num_steps, losses)
 
-    def end_epoch(self, epoch_metrics: dict) -> None:
-        self._checkpoints.wait()  # else its files are open
+    def end_epoch(self, epoch_metrics):
+        super().end_epoch(epoch_metrics)
         gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)  # else what is free counts, too
+        ctypes.CDLL(None).malloc_trim(0)  # returns freed memory, which would count
         pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
         self.measured.append(
             {
-                "steps": self._steps,
+                "steps": self.steps,
                 "bytes": pages * os.sysconf("SC_PAGE_SIZE"),
                 "files": len(os.listdir("/proc/self/fd")),
             }
@@ -55,30 +53,25 @@ class Watch:
 
 
 def main(folder: str, method: str, num_epochs: str, *placements: str) -> None:
-    make_train_step = loop.make_train_step
+    make_train_step, save = train_lib.make_train_step, Checkpoints.save
 
-    def make_watched_train_step(*arguments, **options):
+    def make_watched_train_step(*arguments):
         chex.clear_trace_counter()
-        return chex.assert_max_traces(make_train_step(*arguments, **options), n=1)
+        # Once for the picture of the training inputs, once for all steps.
+        return chex.assert_max_traces(make_train_step(*arguments), n=2)
 
-    loop.make_train_step = make_watched_train_step
+    def save_and_wait(self, *arguments, **options):
+        save(self, *arguments, **options)
+        self.wait()  # files of a save under way would count
+
+    train_lib.make_train_step, train_lib.Progress = make_watched_train_step, Watch
+    Checkpoints.save = save_and_wait
     for placement in placements:
-        measured = train(pathlib.Path(folder) / placement, method, placement, num_epochs)
-        (pathlib.Path(folder) / f"{placement}.json").write_text(json.dumps(measured))
-
-
-def train(folder: pathlib.Path, method: str, placement: str, num_epochs: str) -> list[dict]:
-    fields = {**FIELDS, "dataset.placement": placement, "num_epochs": num_epochs}
-    overrides = [f"--config.{name}={value}" for name, value in fields.items()]
-    _, config = config_lib.parse(f"digits:{method}", overrides)
-    trainer = loop.Trainer(config, datasets.load_dataset(config.dataset))
-    folder.mkdir()
-    writers = create_writers(folder)
-    with Checkpoints(folder / workdir.CHECKPOINTS) as checkpoints, started(writers, []):
-        watch = Watch(checkpoints)
-        outputs = Outputs(checkpoints, None, writers, watch)
-        trainer.train(trainer.create_state(), outputs=outputs)
-    return watch.measured
+        fields = {**FIELDS, "dataset.placement": placement, "num_epochs": int(num_epochs)}
+        config = tiny_config(method, **fields)
+        Watch.measured = []
+        train_lib.train_and_evaluate(config, pathlib.Path(folder) / placement)
+        (pathlib.Path(folder) / f"{placement}.json").write_text(json.dumps(Watch.measured))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from reference import GOLDENS
 from scipy import stats
 
 from mixmo_jax import config
-from mixmo_jax.input_pipeline.batch import make_plan_fn
+from mixmo_jax.input_pipeline.plan import make_plan_fn
 from mixmo_jax.mixing.masks import box_mask, msda_methods
 from mixmo_jax.mixing.mixing_block import mixmo_masks
 from mixmo_jax.mixing.msda import mix_pixels, msda_masks, visible_ratio
@@ -79,7 +79,7 @@ def draws():
 
     Arrays [2, 50000] of float64 for the two members.
     """
-    _, settings = config.parse("cifar100:cut_mixmo+cutmix")
+    settings = config.get_config("cifar100:cut_mixmo+cutmix")
     settings.update_from_flattened_dict({"mixmo.patch_prob": 1.0, "batch_size": 200})
     plan_fn = make_plan_fn(settings, num_images=50_000)
 

@@ -10,7 +10,7 @@ from ipykernel.kernelspec import write_kernel_spec
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILE = ROOT / "experiments" / "mixmo_colab.ipynb"
-PARSE = '_, settings = config.parse("digits:cut_mixmo")'
+PARSE = 'settings = mixmo_jax.get_config("digits:cut_mixmo")'
 EPOCHS = "settings.num_epochs = 20"
 ABSOLUTE = re.compile(r"(?<![\w.])~?/[\w.]+/")  # addresses as well
 
@@ -23,8 +23,8 @@ def notebook():
 def test_it_runs_on_a_cpu(notebook, finished_run, tmp_path, monkeypatch):
     """With the config of a run that other tests read, whose programs are compiled already."""
     (cell,) = (cell for cell in notebook.cells if PARSE in cell.source)
-    quick = f"workdir.read_config(pathlib.Path({str(finished_run)!r}))"
-    imports = "import pathlib\nfrom mixmo_jax.runs import workdir\n"
+    quick = f"Workdir({str(finished_run)!r}).read_config()"
+    imports = "from mixmo_jax.runs.workdir import Workdir\n"
     assert EPOCHS in cell.source
     source = cell.source.replace(PARSE, f"settings = {quick}")
     cell.source = imports + source.replace(EPOCHS, "settings.num_epochs = 1")

@@ -9,7 +9,7 @@ import pytest
 from reference import GOLDENS
 
 from mixmo_jax import config
-from mixmo_jax.input_pipeline import batch
+from mixmo_jax.input_pipeline import plan
 from mixmo_jax.training import optimizers
 
 TRACES = {
@@ -28,8 +28,8 @@ def load_trace(name):
             key.removeprefix(prefix): table[key] for key in table.files if key.startswith(prefix)
         }
     spec, num_images = TRACES[name]
-    _, settings = config.parse(spec)
-    return trace, settings, batch.steps_per_epoch(settings, num_images)
+    settings = config.get_config(spec)
+    return trace, settings, plan.steps_per_epoch(settings, num_images)
 
 
 def learning_rates(settings, steps_per_epoch, steps):
@@ -67,8 +67,8 @@ def test_learning_rate_equals_reference_from_each_change_to_the_next(name):
 
 
 def test_warm_up_in_epochs():
-    flags = ["--config.optimizer.warmup_epochs=2.5", "--config.optimizer.warmup_steps=7"]
-    _, settings = config.parse("digits", flags)
+    settings = config.get_config("digits")
+    settings.optimizer.update(warmup_epochs=2.5, warmup_steps=7)
     assert optimizers.warmup_steps(settings, steps_per_epoch=10) == 7 * 4 + 25
     _, schedule = optimizers.create_optimizer(settings, steps_per_epoch=10)
     rates = np.array([float(schedule(step)) for step in range(60)])
@@ -100,9 +100,11 @@ def test_sgd_equals_the_rule_of_torch(nesterov, weight_decay):
     shapes = {"kernel": (3, 4), "scale": (4,), "bias": (4,)}
     params = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
     buffers = {name: np.zeros(shape) for name, shape in shapes.items()}
-    tx = optimizers.sgd(
-        varying_learning_rate, momentum=0.9, nesterov=nesterov, weight_decay=weight_decay
-    )
+    settings = config.get_config("digits")
+    settings.optimizer.update(nesterov=nesterov, weight_decay=weight_decay)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optimizers, "step_schedule", lambda **_: varying_learning_rate)
+        tx, _ = optimizers.create_optimizer(settings, steps_per_epoch=10)
     actual = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
     state = tx.init(actual)
     for step in range(3):
@@ -123,7 +125,7 @@ def test_sgd_equals_the_rule_of_torch(nesterov, weight_decay):
 )
 def test_configs_add_weight_decay_to_the_gradient(spec, gradient):
     """Without any gradient a parameter of 1 moves by learning rate * (1 + momentum) * decay."""
-    _, settings = config.parse(spec)
+    settings = config.get_config(spec)
     tx, schedule = optimizers.create_optimizer(settings, steps_per_epoch=10)
     params = {"bias": jnp.ones(2)}
     updates, _ = tx.update({"bias": jnp.zeros(2)}, tx.init(params), params)
@@ -132,8 +134,8 @@ def test_configs_add_weight_decay_to_the_gradient(spec, gradient):
 
 
 def test_cosine_starts_at_the_peak_and_ends_at_0():
-    overrides = [f"--config.{f}" for f in ("optimizer.schedule=cosine", "num_epochs=4")]
-    _, settings = config.parse("digits:mimo", overrides)
+    settings = config.get_config("digits:mimo")
+    settings.num_epochs, settings.optimizer.schedule = 4, "cosine"
     settings.optimizer.warmup_steps = 1  # 4 with b = 4
     rates = learning_rates(settings, 25, np.arange(1, 102))
     peak = settings.optimizer.learning_rate / 4
@@ -142,8 +144,9 @@ def test_cosine_starts_at_the_peak_and_ends_at_0():
     np.testing.assert_allclose(rates, cosine * warmup, atol=1e-7)
 
 
-def first_update(gradient, *overrides):
-    _, settings = config.parse("digits", [f"--config.optimizer.{f}" for f in overrides])
+def first_update(gradient, **fields):
+    settings = config.get_config("digits")
+    settings.optimizer.update(fields)
     tx, schedule = optimizers.create_optimizer(settings, steps_per_epoch=10)
     params = {"kernel": jnp.zeros(2)}
     updates, _ = tx.update({"kernel": jnp.asarray(gradient)}, tx.init(params), params)
@@ -153,13 +156,13 @@ def first_update(gradient, *overrides):
 def test_gradients_are_clipped_by_their_norm():
     """Long ones keep their direction, short ones everything; 0 clips nothing."""
     plain = first_update([3.0, 4.0])
-    np.testing.assert_allclose(first_update([3.0, 4.0], "clip_norm=0.5"), plain / 10, rtol=1e-6)
-    np.testing.assert_array_equal(first_update([3.0, 4.0], "clip_norm=6.0"), plain)
-    np.testing.assert_array_equal(first_update([3.0, 4.0], "clip_norm=0.0"), plain)
+    np.testing.assert_allclose(first_update([3.0, 4.0], clip_norm=0.5), plain / 10, rtol=1e-6)
+    np.testing.assert_array_equal(first_update([3.0, 4.0], clip_norm=6.0), plain)
+    np.testing.assert_array_equal(first_update([3.0, 4.0], clip_norm=0.0), plain)
 
 
 def test_adamw_moves_by_the_learning_rate_whatever_the_gradient():
     for gradient in ([1e-3, -5.0], [7.0, -1e-3]):
         with jax.numpy_dtype_promotion("standard"):  # optax's Adam promotes its count
-            moved = first_update(gradient, "name=adamw")
+            moved = first_update(gradient, name="adamw")
         np.testing.assert_allclose(moved, [-1, 1], rtol=1e-4)

@@ -87,10 +87,3 @@ def test_setup_is_a_stub_that_says_what_to_do(clone):
     )
     assert done.returncode == 1
     assert "pip install ." in done.stderr
-
-
-def test_files_of_the_package_are_short():
-    files = [*(ROOT / "mixmo_jax").rglob("*.py"), *(ROOT / "configs").glob("*.py")]
-    lengths = {str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in files}
-    assert len(lengths) > 50
-    assert {name: lines for name, lines in lengths.items() if lines > 300} == {}

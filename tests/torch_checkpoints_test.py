@@ -8,16 +8,16 @@ import numpy as np
 import optax
 import pytest
 from reference import Reference, draw_images
+from setups import set_up
 
 import mixmo_jax
-from mixmo_jax import datasets, import_torch
+from mixmo_jax.datasets import load_dataset
 from mixmo_jax.errors import InputError
 from mixmo_jax.evaluation import evaluate
 from mixmo_jax.inference import torch_checkpoints
-from mixmo_jax.runs import workdir
-from mixmo_jax.runs.metric_writer import RESULTS
+from mixmo_jax.main import main
+from mixmo_jax.runs.workdir import RESULTS, Workdir
 from mixmo_jax.training.checkpoints import Checkpoints
-from mixmo_jax.training.loop import Trainer
 
 NETS = {
     "dev_wrn10_2_m2_c10": ("wide_resnet", 10, 2, 2),
@@ -138,6 +138,7 @@ def flags(tmp_path):
             Image.fromarray(pixels).save(folder / f"{i}.png")
     return [
         "",
+        "--mode=import_torch",
         f"--checkpoint={tmp_path}/net.npz",
         "--config=image_folder",
         f"--workdir={tmp_path}/run",
@@ -154,45 +155,46 @@ def flags(tmp_path):
 def test_a_run_is_made_of_a_checkpoint(tmp_path, flags, ema, reference, capsys):
     flags = [*flags, *["--config.optimizer.ema_decay=0.9"] * ema]
     np.savez(tmp_path / "net.npz", **reference.state_dict)
-    assert import_torch.main(flags) == 0
+    run = Workdir(tmp_path / "run")
+    assert main(flags) == 0
     assert "10 test images" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / RESULTS).read_text())["test_images"] == 10
-    assert workdir.read_config(tmp_path / "run").model.dtype == "float32"  # on any device
+    assert run.read_config().model.dtype == "float32"  # on any device
     model = mixmo_jax.load(tmp_path / "run", ema=ema)
     images = np.random.default_rng(0).integers(256, size=(4, 32, 32, 3), dtype=np.uint8)
-    info = workdir.read_dataset_info(tmp_path / "run")
+    info = run.read_dataset_info()
     normalized = (images / 255 - info["mean"]) / info["std"]
     expected = mixmo_jax.from_torch(reference.state_dict).logits(
         normalized.astype(np.float32), preprocess=False
     )
     chex.assert_trees_all_close(model.logits(images), expected, rtol=1e-4, atol=1e-5)
     # The optimizer has counted the steps, which set its learning rate if the run gets longer.
-    config = workdir.read_config(tmp_path / "run")
-    trainer = Trainer(config, datasets.load_dataset(config.dataset))
-    state, _ = Checkpoints(tmp_path / "run" / workdir.CHECKPOINTS).restore(trainer.create_state())
+    config = run.read_config()
+    like = set_up(config, load_dataset(config.dataset)).state
+    state, _ = Checkpoints(run.checkpoint_dir).restore(like)
     assert optax.tree_utils.tree_get(state.opt_state, "count") == state.step > 0
     # Adam's own count is that of its moments, which are 0.
     tx = optax.adamw(optax.constant_schedule(0.1))
     opt_state = tx.init({"w": np.ones(2)})
-    opt_state = optax.tree_utils.tree_set(opt_state, evaluate._is_of_schedule, count=7)
+    opt_state = optax.tree_utils.tree_set(opt_state, evaluate._is_schedule, count=7)
     counts = [
         int(count) for _, count in optax.tree_utils.tree_get_all_with_path(opt_state, "count")
     ]
     assert sorted(counts) == [0, 7]
     # As where the import failed before.
-    shutil.rmtree(tmp_path / "run" / workdir.CHECKPOINTS)
+    shutil.rmtree(run.checkpoint_dir)
     (tmp_path / "run" / RESULTS).unlink()
-    assert import_torch.main(flags) == 0
+    assert main(flags) == 0
     capsys.readouterr()
-    assert import_torch.main(flags) == 2
+    assert main(flags) == 2
     assert "holds a run already" in capsys.readouterr().err
 
 
 def test_config_and_checkpoint_must_agree(tmp_path, flags, reference, capsys):
     np.savez(tmp_path / "net.npz", **reference.state_dict)
-    assert import_torch.main([*flags, "--config.model.width=4"]) == 2
+    assert main([*flags, "--config.model.width=4"]) == 2
     assert "model.width=4: the checkpoint has 2" in capsys.readouterr().err
-    assert import_torch.main([*flags, "--config.model.num_members=3"]) == 2
+    assert main([*flags, "--config.model.num_members=3"]) == 2
     assert "model.num_members=3: the checkpoint has 2" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -200,8 +202,8 @@ def test_config_and_checkpoint_must_agree(tmp_path, flags, reference, capsys):
 def test_images_must_have_the_channels_of_the_checkpoint(tmp_path, reference, capsys):
     np.savez(tmp_path / "net.npz", **reference.state_dict)
     places = [f"--checkpoint={tmp_path}/net.npz", f"--workdir={tmp_path}/run"]
-    assert import_torch.main(["", "--config=digits", *places]) == 2
-    message = "error: dataset.name='digits': 1 channels, the network 3\n"
+    assert main(["", "--mode=import_torch", "--config=digits", *places]) == 2
+    message = "error: dataset.name='digits': 1 channels, the network has 3\n"
     assert capsys.readouterr().err == message
     assert not (tmp_path / "run").exists()
 

@@ -22,10 +22,5 @@ def copies_of_the_dataset(*arguments: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["cifar100", "tiny_imagenet"])
-def test_flat_dataset_is_not_copied(name):
-    assert copies_of_the_dataset(name, "flat") == []
-
-
-def test_dataset_of_images_would_be_copied():
-    """What the layout is for; and the search for copies finds them."""
-    assert copies_of_the_dataset("cifar100", "images")
+def test_dataset_is_not_copied(name):
+    assert copies_of_the_dataset(name) == []

@@ -7,17 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from setups import tiny_config
 
 from mixmo_jax import config as config_lib
-from mixmo_jax import datasets
 from mixmo_jax.errors import InputError
-from mixmo_jax.input_pipeline.batch import make_plan_fn
+from mixmo_jax.input_pipeline.plan import make_plan_fn, steps_per_epoch
 from mixmo_jax.mixing import MASKS
 from mixmo_jax.mixing.mixing_block import mixmo_masks
 from mixmo_jax.mixing.unmix import resize_maps, unmix_features, unmix_strength
 from mixmo_jax.models import create_model
 from mixmo_jax.models.layers import global_average_pool
-from mixmo_jax.training.loop import Trainer
 
 _draw = jax.jit(mixmo_masks, static_argnames=("block", "shape"))
 
@@ -110,7 +109,7 @@ def test_unmixed_network(name, depth):
 
     Up to rounding, as each head has features of its own. Without `mixmo.unmix` nothing is added.
     """
-    config = config_lib.parse("cifar100:cut_mixmo")[1].model
+    config = config_lib.get_config("cifar100:cut_mixmo").model
     config.name, config.depth, config.width, config.num_members = name, depth, 1, 3
     model = create_model(config, 5)
     images = jax.random.normal(jax.random.key(1), (3, 2, 16, 16, 3))
@@ -137,19 +136,18 @@ def test_unmixed_network(name, depth):
 
 def test_plan_says_how_much_is_unmixed():
     """Only batches mixed by patches are, and less from step to step; nothing else changes."""
-    flags = ["--config.model.name=tiny", "--config.num_epochs=2"]
-    unmixed = ["--config.mixmo.unmix=True", "--config.mixmo.unmix_until=0.5"]
-    plans = []
-    for more in ([], unmixed):
-        config = config_lib.parse("digits:cut_mixmo", flags + more)[1]
-        trainer = Trainer(config, datasets.load_dataset(config.dataset))
-        order = jnp.arange(len(trainer.dataset.train), dtype=jnp.int32)
-        plans.append([trainer.plan_fn(jax.random.key(0), s, order) for s in (0, 10, 50, 100)])
+    unmixed = {"mixmo__unmix": True, "mixmo__unmix_until": 0.5}
+    plans, order = [], jnp.arange(1437, dtype=jnp.int32)
+    for fields in ({}, unmixed):
+        config = tiny_config(num_epochs=2, batch_size=64, **fields)
+        plan_fn = make_plan_fn(config, len(order))
+        plans.append([plan_fn(jax.random.key(0), s, order) for s in (0, 10, 50, 100)])
+    steps = steps_per_epoch(config, len(order))
     for step, plain, plan in zip((0, 10, 50, 100), *plans, strict=True):
-        expected = max(0, 1 - step / trainer.steps_per_epoch) * float(plan.use_patch)
+        expected = max(0, 1 - step / steps) * float(plan.use_patch)
         np.testing.assert_allclose(plan.unmix, expected, atol=1e-6)
         assert plain.unmix is None
         chex.assert_trees_all_equal(plan.replace(unmix=None), plain)
-    linear = config_lib.parse("digits:linear_mixmo", flags + unmixed)[1]
+    linear = tiny_config("linear_mixmo", num_epochs=2, **unmixed)
     plan_fn = make_plan_fn(linear, len(order))  # has batches that a block would mix by patches
     assert plan_fn(jax.random.key(0), 0, order).unmix is None

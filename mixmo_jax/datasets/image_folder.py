@@ -1,112 +1,86 @@
-"""Images of one's own: a folder for each class, in a folder or an archive."""
+"""Your own images: a folder for each class, in a folder or an archive.
 
+`dataset.data_dir` holds train/<class>/… and test/<class>/… (or val/), or just <class>/…. With both
+test/ and val/, val/ is the validation split. In an archive, all of it may lie in one folder.
+Class k is the k-th folder in alphabetical order. Images may lie in subfolders; they are scaled and
+center-cropped to `dataset.image_size`.
+"""
+
+import collections
 import os
 import pathlib
 
 import ml_collections
-import numpy as np
 
-from mixmo_jax.datasets.archives import Files
-from mixmo_jax.datasets.cache import Arrays
-from mixmo_jax.datasets.decode import ENDINGS, decode_images
-from mixmo_jax.datasets.source import Source
+from mixmo_jax.datasets.dataset import Split
+from mixmo_jax.datasets.files import (
+    ENDINGS,
+    Files,
+    create_split,
+    decode_images,
+    is_image,
+    load_cached,
+    locate,
+)
 from mixmo_jax.errors import InputError, warn
 
+_SPLIT_FOLDERS = ("train", "test", "val")
 
-def read_index(files: Files) -> tuple[list[str], dict[str, list[tuple[str, int]]]]:
-    """Finds the images: train/<class>/… and test/<class>/… (or val/), or just <class>/….
 
-    With both test/ and val/, val/ is the validation split. In an archive, all may lie in one
-    folder at the top.
-
-    Args:
-      files: The files of the folder or archive.
-
-    Returns:
-      The class names in alphabetical order; and for the splits "train" and, if they are there,
-      "test" and "validation" the names and labels of all image files.
+def load(config: ml_collections.ConfigDict) -> tuple[dict[str, Split], list[str]]:
+    """Loads the splits and class names; a loader of `DATASETS`.
 
     Raises:
-      InputError: if there are no classes, or if a class has no images or is not in the training
-        split.
+      InputError: if there are no classes, if a class has no images or is not in the training split,
+        or if a file is no image.
     """
-    roots = _split_folders(files)
-    class_names = files.subfolders(roots["train"])
+    return load_cached(locate(config.data_dir), config, _decode, image_size=config.image_size)
+
+
+def _decode(path: pathlib.Path, cache: pathlib.Path, image_size: int) -> list[str]:
+    """Decodes all images into the cache; returns the class names."""
+    files = Files(path)
+    folders = _find_splits(files)
+    class_names = files.folders(folders["train"])
     if len(class_names) < 2:
         allowed = "expected a folder of images for each class, 2 or more"
-        raise InputError(f"{files.path / roots['train']}: {allowed}")
+        raise InputError(f"{path / folders['train']}: {allowed}")
     labels = {name: label for label, name in enumerate(class_names)}
-    splits = {}
-    for split, root in roots.items():
-        found = files.subfolders(root)
-        if not found:
-            raise InputError(f"{files.path / root}: expected a folder of images for each class")
-        for name in found:
-            if name not in labels:
-                place = files.path / roots["train"]
-                raise InputError(f"{files.path / root / name}: there is no such class in {place}")
-        splits[split] = _images(files, root, labels)
-        present = {label for _, label in splits[split]}
-        for name in found:
-            if labels[name] not in present:
-                raise InputError(f"{files.path / root / name}: no images ({', '.join(ENDINGS)})")
-    return class_names, splits
+    splits = {split: _list_images(files, root, labels) for split, root in folders.items()}
+    for split, images in splits.items():
+        shape = (image_size, image_size, 3)
+        out = create_split(cache, split, [label for _, label in images], shape)
+        decode_images(files.read, [name for name, _ in images], out, path)
+    # Names that are not UTF-8 could neither be written nor printed.
+    return [os.fsencode(name).decode(errors="replace") for name in class_names]
 
 
-def _split_folders(files):
-    """Returns the folder, "" or "…/", of each split that there is."""
-    top, found = "", files.subfolders()
-    if files.path.is_file() and len(found) == 1 and found[0] not in ("train", "test", "val"):
+def _find_splits(files):
+    """Returns the folder, "" or "…/", of each split."""
+    top, found = "", files.folders()
+    if files.path.is_file() and len(found) == 1 and found[0] not in _SPLIT_FOLDERS:
         top = f"{found[0]}/"
-        found = files.subfolders(top)
+        found = files.folders(top)
     held_out = [f"{top}{name}/" for name in ("test", "val") if name in found]
-    if "train" in found:
-        for name in found:
-            if name not in ("train", "test", "val"):
-                warn(f"{files.path / top / name}: not used; expected train, test and val")
-        return {
-            "train": f"{top}train/",
-            **dict(zip(("test", "validation"), held_out, strict=False)),
-        }
-    if held_out:
+    if "train" not in found and held_out:
         raise InputError(f"{files.path / top}: a folder for testing, but no folder train")
-    return {"train": top}
+    if "train" not in found:
+        return {"train": top}
+    for name in set(found) - set(_SPLIT_FOLDERS):
+        warn(f"{files.path / top / name}: not used; expected train, test and val")
+    return {"train": f"{top}train/", **dict(zip(("test", "validation"), held_out, strict=False))}
 
 
-def _images(files, root, labels):
-    """Returns the names and labels of the image files in a split's folder."""
-    inside = [name for name in files.names if name.startswith(root)]
-    images = [(name, name.removeprefix(root).partition("/")) for name in inside]
-    found = [
-        (name, labels[class_name]) for name, (class_name, _, rest) in images if _is_image(rest)
-    ]
-    return sorted(found, key=lambda entry: entry[0].split("/"))  # not as they lie in an archive
-
-
-def _is_image(name):
-    return name.lower().endswith(ENDINGS)
-
-
-def _build(path: pathlib.Path, config: ml_collections.ConfigDict, arrays: Arrays) -> None:
-    files = Files(path, max_bytes=config.max_file_bytes, wanted=_is_image)
-    class_names, splits = read_index(files)
-    for split, entries in splits.items():
-        shape = (len(entries), config.image_size, config.image_size, 3)
-        images = arrays.create(f"{split}_images", shape, np.uint8)
-        names = [name for name, _ in entries]
-        decode_images(
-            files.read,
-            names,
-            images,
-            resize=True,
-            where=path,
-            max_pixels=config.max_image_pixels,
-        )
-        labels = np.array([label for _, label in entries])
-        arrays.create(f"{split}_labels", labels.shape, np.int32)[:] = labels
-    # Names that are not UTF-8 could be neither written nor printed.
-    shown = [os.fsencode(name).decode(errors="replace") for name in class_names]
-    arrays.meta = {"class_names": shown}
-
-
-IMAGE_FOLDER = Source(build=_build, options=("image_size",))
+def _list_images(files, root, labels):
+    """Returns the names and labels of the images in the class folders of a split."""
+    images = collections.defaultdict(list)
+    for name in files.names:
+        class_name, _, rest = name.removeprefix(root).partition("/")
+        if name.startswith(root) and is_image(rest):
+            images[class_name].append(name)
+    for class_name in files.folders(root):
+        if class_name not in labels:
+            raise InputError(f"{files.path / root / class_name}: there is no such class in train")
+        if class_name not in images:
+            raise InputError(f"{files.path / root / class_name}: no images ({', '.join(ENDINGS)})")
+    return [(name, labels[class_name]) for class_name in images for name in images[class_name]]

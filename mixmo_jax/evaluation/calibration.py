@@ -1,15 +1,14 @@
-"""Calibration: how far confidence and accuracy are apart, and temperature scaling.
+"""Calibration: temperature scaling, and metrics after it.
 
-Glossary: N samples, M members, K classes.
+Shapes: N samples, M members, K classes.
 """
 
 import numpy as np
 from scipy import optimize
 
-from mixmo_jax.evaluation.ensemble import ensemble_log_probs
+from mixmo_jax.evaluation.metrics import check_logits, ensemble_log_probs, ensemble_metrics
 
-NUM_BINS = 15
-_LOWEST, _HIGHEST = 0.01, 100.0  # temperatures
+_BOUNDS = (0.01, 100.0)  # of temperatures
 
 
 def fit_temperature(
@@ -18,16 +17,16 @@ def fit_temperature(
     ensemble: str = "logits",
     weights: np.ndarray | None = None,
 ) -> float:
-    """Fits the temperature T from 0.01 to 100 at which the logits / T have the least NLL.
+    """Fits the temperature T in [0.01, 100] that minimizes the NLL of logits / T.
 
-    It is 1 where there is no optimum: if every prediction is right, the NLL of mean logits falls
-    with T without end, and that of mean probabilities if every member is right, too.
+    T is 1 if there is no minimum. The NLL of mean logits falls without end as T falls if every
+    prediction is right; for mean probabilities, if every member is right.
 
     Args:
-      logits: [N, M, K] float, of the members.
+      logits: [N, M, K] float.
       labels: [N] int.
-      ensemble: How the members are combined, see `ensemble_log_probs`.
-      weights: [M] float, the members' weights in the ensemble; None for equal weights.
+      ensemble: See `metrics.ensemble_log_probs`.
+      weights: See `metrics.ensemble_log_probs`.
 
     References:
       Temperature scaling, arXiv 1706.04599.
@@ -42,9 +41,8 @@ def fit_temperature(
     deciding = combined if ensemble == "logits" else logits
     if (deciding.argmax(-1) == labels[:, None]).all():
         return 1.0
-    found = optimize.minimize_scalar(
-        nll, bounds=np.log([_LOWEST, _HIGHEST]), method="bounded", options={"xatol": 1e-6}
-    )
+    bounds, options = np.log(_BOUNDS), {"xatol": 1e-6}
+    found = optimize.minimize_scalar(nll, bounds=bounds, method="bounded", options=options)
     return float(np.exp(found.x))
 
 
@@ -54,17 +52,10 @@ def cross_fit_temperatures(
     ensemble: str = "logits",
     weights: np.ndarray | None = None,
 ) -> tuple[list[np.ndarray], tuple[float, float]]:
-    """Cuts the samples into two halves and fits a temperature for each on the other.
-
-    Args:
-      logits: [N, M, K] float, of the members.
-      labels: [N] int.
-      ensemble: How the members are combined, see `ensemble_log_probs`.
-      weights: [M] float, the members' weights in the ensemble; None for equal weights.
+    """Splits the samples into two fixed halves and fits the temperature of each on the other.
 
     Returns:
-      The indices of the two halves, always the same ones (the second is empty for N = 1); and the
-      temperature for each.
+      The indices of the halves (the second is empty for N = 1), and their temperatures.
     """
     order = np.random.default_rng(0).permutation(len(labels))
     first, second = np.array_split(order, 2)
@@ -74,68 +65,68 @@ def cross_fit_temperatures(
     return [first, second], tuple(fitted)
 
 
-def reliability_bins(
-    probs: np.ndarray, labels: np.ndarray, num_bins: int = NUM_BINS
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Counts the samples in equal-width bins (low, high] of the top probability.
+def scaled_metrics(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    ensemble: str = "logits",
+    weights: np.ndarray | None = None,
+    *,
+    pooled: bool = True,
+) -> tuple[dict[str, float], tuple[float, float]]:
+    """Computes the metrics after temperature scaling, by two-fold cross-fitting.
 
     Args:
-      probs: [N, K] float.
+      logits: [N, M, K] numbers.
       labels: [N] int.
-      num_bins: The number of bins between 0 and 1.
+      ensemble: See `metrics.ensemble_log_probs`.
+      weights: See `metrics.ensemble_log_probs`.
+      pooled: Whether to score all scaled samples together. If False, the metrics of the two halves
+        are averaged, as the MixMo authors' program does. This inflates ECE and TACE, which are
+        biased for few samples.
 
     Returns:
-      For each bin, [num_bins] each: the number of samples, the mean top probability, and the
-      accuracy (both 0 where the bin is empty).
+      The metrics, see `metrics.ensemble_metrics`; and the temperatures of the two halves.
+
+    Raises:
+      InputError: see `metrics.ensemble_metrics`.
     """
-    top = probs.max(1)
-    correct = probs.argmax(1) == labels
-    edges = np.linspace(0, 1, num_bins + 1)
-    bins = np.clip(np.searchsorted(edges, top, side="left") - 1, 0, num_bins - 1)
-    counts = np.bincount(bins, minlength=num_bins)
-    filled = np.maximum(counts, 1)
-    confidence = np.bincount(bins, top, num_bins) / filled
-    accuracy = np.bincount(bins, correct, num_bins) / filled
-    return counts, confidence, accuracy
+    logits, labels = check_logits(logits, labels)
+    halves, temperatures = cross_fit_temperatures(logits, labels, ensemble, weights)
+    scaled = np.empty_like(logits)
+    for half, temperature in zip(halves, temperatures, strict=True):
+        scaled[half] = logits[half] / temperature
+    if pooled:
+        return ensemble_metrics(scaled, labels, ensemble, weights), temperatures
+    parts = [ensemble_metrics(scaled[h], labels[h], ensemble, weights) for h in halves if len(h)]
+    values = {name: [part[name] for part in parts] for name in parts[0]}
+    defined = {name: [v for v in values[name] if not np.isnan(v)] for name in values}
+    return {name: float(np.mean(v)) if v else np.nan for name, v in defined.items()}, temperatures
 
 
-def expected_calibration_error(probs: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the mean distance of confidence and accuracy over 15 equal-width bins.
+def compute_metrics(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    ensemble: str = "logits",
+    weights: np.ndarray | None = None,
+) -> dict[str, float]:
+    """Computes all metrics, plain and with temperature scaling.
 
     Args:
-      probs: [N, K] float.
+      logits: [N, M, K] numbers from any source.
       labels: [N] int.
+      ensemble: See `metrics.ensemble_log_probs`.
+      weights: See `metrics.ensemble_log_probs`.
 
-    References:
-      arXiv 1706.04599, with the bins weighted by their size.
+    Returns:
+      The metrics of `ensemble_metrics`; those of `scaled_metrics` with the prefix "scaled_"; and
+      the temperatures of the two halves, `temperature0` and `temperature1`.
+
+    Raises:
+      InputError: see `metrics.ensemble_metrics`.
     """
-    counts, confidence, accuracy = reliability_bins(probs, labels)
-    return float((counts * np.abs(confidence - accuracy)).sum() / counts.sum())
-
-
-def thresholded_adaptive_calibration_error(
-    probs: np.ndarray, labels: np.ndarray, threshold: float = 1e-3
-) -> float:
-    """Returns the distance of confidence and frequency over bins of equal mass, class by class.
-
-    The probabilities of a class above the threshold are sorted and cut into 15 bins of the same
-    size, the last of which takes the remainder (and all, if there are fewer than 15). The distances
-    are weighted by the bins' sizes, over all N * K.
-
-    Args:
-      probs: [N, K] float.
-      labels: [N] int.
-      threshold: The probability above which a sample counts for a class.
-
-    References:
-      arXiv 1904.01685; cuts and weights are those of the MixMo authors' program.
-    """
-    total = 0.0
-    for k in range(probs.shape[1]):
-        above = np.flatnonzero(probs[:, k] > threshold)
-        above = above[np.argsort(probs[above, k], kind="stable")]
-        size = len(above) // NUM_BINS
-        cuts = [size * i for i in range(1, NUM_BINS)]
-        excess = probs[above, k] - (labels[above] == k)
-        total += sum(abs(part.sum()) for part in np.split(excess, cuts))
-    return float(total / probs.size)
+    scaled, temperatures = scaled_metrics(logits, labels, ensemble, weights)
+    return {
+        **ensemble_metrics(logits, labels, ensemble, weights),
+        **{f"scaled_{name}": value for name, value in scaled.items()},
+        **{f"temperature{i}": temperature for i, temperature in enumerate(temperatures)},
+    }

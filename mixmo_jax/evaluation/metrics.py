@@ -1,66 +1,44 @@
-"""Metrics of an ensemble's logits, on the host, exact over the whole split.
+"""Metrics of an ensemble's logits, exact over a whole split.
 
-Glossary: N samples, M members, K classes.
+Shapes: N samples, M members, K classes.
 """
 
 import itertools
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
-from mixmo_jax.errors import InputError
-from mixmo_jax.evaluation.calibration import (
-    cross_fit_temperatures,
-    expected_calibration_error,
-    fit_temperature,
-    reliability_bins,
-    thresholded_adaptive_calibration_error,
-)
-from mixmo_jax.evaluation.ensemble import ensemble_log_probs
+from mixmo_jax.errors import InputError, invalid
 
-__all__ = [
-    "auroc",
-    "compute_metrics",
-    "disagreement",
-    "ensemble_log_probs",
-    "ensemble_metrics",
-    "expected_calibration_error",
-    "fit_temperature",
-    "ratio_error",
-    "reliability_bins",
-    "scaled_metrics",
-    "thresholded_adaptive_calibration_error",
-    "top_k_accuracy",
-]
+ENSEMBLES = ("logits", "probabilities")
+NUM_BINS = 15  # of the calibration errors
 
 
-def compute_metrics(
-    logits: np.ndarray,
-    labels: np.ndarray,
-    ensemble: str = "logits",
-    weights: np.ndarray | None = None,
-) -> dict[str, float]:
-    """Computes all metrics of an ensemble and its members, plain and with temperature scaling.
+def ensemble_log_probs(
+    logits: np.ndarray, ensemble: str = "logits", weights: np.ndarray | None = None
+) -> np.ndarray:
+    """Computes the log of the ensemble's class probabilities.
 
     Args:
-      logits: [N, M, K] numbers of the members, from whatever source.
-      labels: [N] int.
-      ensemble: How the members are combined, see `ensemble_log_probs`.
-      weights: [M] float, the members' weights in the ensemble; None for equal weights.
+      logits: [N, M, K] float.
+      ensemble: "logits" for the softmax of the mean logits, "probabilities" for the mean softmax.
+      weights: [M] float, weight of each member, sum to 1; None for equal weights.
 
     Returns:
-      The metrics of `ensemble_metrics`; those of `scaled_metrics` with "scaled_" before their
-      names; and the two temperatures, `temperature0` and `temperature1`.
+      [N, K] float64.
 
     Raises:
-      InputError: if the arrays do not fit together, are empty, or not finite.
+      InputError: if `ensemble` is neither.
     """
-    scaled, temperatures = scaled_metrics(logits, labels, ensemble, weights)
-    return {
-        **ensemble_metrics(logits, labels, ensemble, weights),
-        **{f"scaled_{name}": value for name, value in scaled.items()},
-        **{f"temperature{i}": temperature for i, temperature in enumerate(temperatures)},
-    }
+    if ensemble not in ENSEMBLES:
+        raise invalid("ensemble", ensemble, " or ".join(ENSEMBLES))
+    logits = np.asarray(logits, np.float64)
+    num_members = logits.shape[1]
+    weights = np.full(num_members, 1 / num_members) if weights is None else np.asarray(weights)
+    if ensemble == "logits":
+        return special.log_softmax(np.einsum("nmk,m->nk", logits, weights), axis=-1)
+    log_probs = special.log_softmax(logits, axis=-1)
+    return special.logsumexp(log_probs, axis=1, b=weights[:, None])
 
 
 def ensemble_metrics(
@@ -72,26 +50,24 @@ def ensemble_metrics(
     """Computes the metrics of an ensemble and its members.
 
     Args:
-      logits: [N, M, K] numbers of the members.
+      logits: [N, M, K] numbers.
       labels: [N] int.
-      ensemble: How the members are combined, see `ensemble_log_probs`.
-      weights: [M] float, the members' weights in the ensemble; None for equal weights.
+      ensemble: See `ensemble_log_probs`.
+      weights: See `ensemble_log_probs`.
 
     Returns:
-      As fractions of 1: `accuracy`, `top5_accuracy`, `accuracy_member{i}` for i < M,
-      `accuracy_members_mean`. Of the class probabilities: `nll` in nats, `brier` (summed over
-      classes), `brier_per_class` (averaged over them), `ece`, `tace`, `auroc` (of the top
-      probability as a detector of correct predictions). With several members: `ratio_error` and
-      `disagreement`.
+      Fractions: `accuracy`, `top5_accuracy`, `accuracy_member{i}`, `accuracy_members_mean`. Of the
+      class probabilities: `nll` in nats, `brier` (summed over classes), `brier_per_class` (averaged
+      over classes), `ece`, `tace`, and `auroc` of the top probability as a detector of correct
+      predictions. For M > 1: `ratio_error`, `disagreement`.
 
     Raises:
-      InputError: see `compute_metrics`.
+      InputError: if the arrays do not fit together, are empty or not finite.
 
     References:
-      ECE: arXiv 1706.04599; TACE: arXiv 1904.01685; ratio error: Aksela 2003, as in the MixMo
-      paper.
+      ECE: arXiv 1706.04599; TACE: arXiv 1904.01685; ratio error: Aksela 2003, as in MixMo.
     """
-    logits, labels = _checked(logits, labels)
+    logits, labels = check_logits(logits, labels)
     log_probs = ensemble_log_probs(logits, ensemble, weights)  # [N, K]
     probs = np.exp(log_probs)
     correct = log_probs.argmax(-1) == labels  # [N]
@@ -116,62 +92,19 @@ def ensemble_metrics(
     return {name: float(value) for name, value in values.items()}
 
 
-def scaled_metrics(
-    logits: np.ndarray,
-    labels: np.ndarray,
-    ensemble: str = "logits",
-    weights: np.ndarray | None = None,
-    *,
-    pooled: bool = True,
-) -> tuple[dict[str, float], tuple[float, float]]:
-    """Computes the metrics after temperature scaling, by two-fold cross-fitting.
-
-    The samples are cut into two halves, always the same ones; each is scaled by the temperature
-    fitted on the other.
-
-    Args:
-      logits: [N, M, K] numbers of the members.
-      labels: [N] int.
-      ensemble: How the members are combined, see `ensemble_log_probs`.
-      weights: [M] float, the members' weights in the ensemble; None for equal weights.
-      pooled: Whether all scaled samples are scored together. If not, the metrics of the two halves
-        are averaged (where they are defined), as the MixMo authors' program does: that inflates
-        ECE and TACE, which are biased for few samples.
-
-    Returns:
-      The metrics, see `ensemble_metrics`; and the temperatures of the two halves.
+def check_logits(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns logits [N, M, K] as float64 and labels [N] as an array.
 
     Raises:
-      InputError: see `compute_metrics`.
+      InputError: if they do not fit together, are empty or not finite.
     """
-    logits, labels = _checked(logits, labels)
-    halves, temperatures = cross_fit_temperatures(logits, labels, ensemble, weights)
-    scaled = np.empty_like(logits)
-    for half, temperature in zip(halves, temperatures, strict=True):
-        scaled[half] = logits[half] / temperature
-    if pooled:
-        return ensemble_metrics(scaled, labels, ensemble, weights), temperatures
-    parts = [ensemble_metrics(scaled[h], labels[h], ensemble, weights) for h in halves if len(h)]
-    values = {name: [part[name] for part in parts] for name in parts[0]}
-    defined = {name: [v for v in values[name] if not np.isnan(v)] for name in values}
-    return {name: float(np.mean(v)) if v else np.nan for name, v in defined.items()}, temperatures
-
-
-def _checked(logits, labels):
-    """Both as NumPy arrays, the logits float64, if metrics can be computed."""
     try:
-        logits = np.asarray(logits, np.float64)
+        logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
     except (TypeError, ValueError) as error:
-        raise InputError(f"logits: expected numbers [N, M, K]: {error}") from None
-    try:
-        labels = np.asarray(labels)
-    except ValueError as error:
-        raise InputError(f"labels: expected integers [N]: {error}") from None
+        raise InputError(f"logits and labels: expected arrays [N, M, K] and [N]: {error}") from None
     if logits.ndim != 3 or labels.shape != logits.shape[:1] or not logits.size:
         shapes = f"{logits.shape} and {labels.shape}"
-        raise InputError(
-            f"logits and labels: shapes {shapes}, expected [N, M, K] and [N], all >= 1"
-        )
+        raise InputError(f"logits and labels: shapes {shapes}, expected [N, M, K] and [N], N >= 1")
     if not np.issubdtype(labels.dtype, np.integer):
         raise InputError(f"labels: {labels.dtype}, expected integers")
     if labels.min() < 0 or labels.max() >= logits.shape[2]:
@@ -182,8 +115,75 @@ def _checked(logits, labels):
     return logits, labels
 
 
+def reliability_bins(
+    probs: np.ndarray, labels: np.ndarray, num_bins: int = NUM_BINS
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Counts samples in equal-width bins (low, high] of the top probability.
+
+    Args:
+      probs: [N, K] float.
+      labels: [N] int.
+      num_bins: Number of bins on [0, 1].
+
+    Returns:
+      Number of samples, mean top probability and accuracy of each bin, [num_bins] each; the latter
+      two are 0 for an empty bin.
+    """
+    top = probs.max(1)
+    correct = probs.argmax(1) == labels
+    edges = np.linspace(0, 1, num_bins + 1)
+    bins = np.clip(np.searchsorted(edges, top, side="left") - 1, 0, num_bins - 1)
+    counts = np.bincount(bins, minlength=num_bins)
+    filled = np.maximum(counts, 1)
+    confidence = np.bincount(bins, top, num_bins) / filled
+    accuracy = np.bincount(bins, correct, num_bins) / filled
+    return counts, confidence, accuracy
+
+
+def expected_calibration_error(probs: np.ndarray, labels: np.ndarray) -> float:
+    """Computes ECE: the mean gap of confidence and accuracy over 15 equal-width bins.
+
+    Args:
+      probs: [N, K] float.
+      labels: [N] int.
+
+    References:
+      arXiv 1706.04599; bins are weighted by their size.
+    """
+    counts, confidence, accuracy = reliability_bins(probs, labels)
+    return float((counts * np.abs(confidence - accuracy)).sum() / counts.sum())
+
+
+def thresholded_adaptive_calibration_error(
+    probs: np.ndarray, labels: np.ndarray, threshold: float = 1e-3
+) -> float:
+    """Computes TACE: the mean gap of confidence and frequency over equal-mass bins of each class.
+
+    Of each class, the probabilities above the threshold are sorted and cut into 15 bins of equal
+    size. The last bin takes the remainder, and everything if there are fewer than 15. Gaps are
+    weighted by the size of the bin, relative to N * K.
+
+    Args:
+      probs: [N, K] float.
+      labels: [N] int.
+      threshold: Smaller probabilities do not count.
+
+    References:
+      arXiv 1904.01685; cuts and weights as in the MixMo authors' program.
+    """
+    total = 0.0
+    for k in range(probs.shape[1]):
+        above = np.flatnonzero(probs[:, k] > threshold)
+        above = above[np.argsort(probs[above, k], kind="stable")]
+        size = len(above) // NUM_BINS
+        cuts = [size * i for i in range(1, NUM_BINS)]
+        excess = probs[above, k] - (labels[above] == k)
+        total += sum(abs(part.sum()) for part in np.split(excess, cuts))
+    return float(total / probs.size)
+
+
 def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
-    """Returns the fraction of the samples whose label is among the k highest of [N, K] scores."""
+    """Returns the fraction of samples whose label is among the k highest of [N, K] scores."""
     own = np.take_along_axis(scores, labels[:, None], axis=1)
     return float(((scores > own).sum(1) < k).mean())
 
@@ -191,7 +191,7 @@ def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
 def auroc(values: np.ndarray, positive: np.ndarray) -> float:
     """Returns the area under the ROC curve of [N] values as a detector of [N] bool.
 
-    It is nan if all are the same.
+    NaN if all samples are positive, or all negative.
     """
     count = positive.sum()
     if count in (0, len(positive)):
@@ -201,14 +201,14 @@ def auroc(values: np.ndarray, positive: np.ndarray) -> float:
 
 
 def ratio_error(correct: np.ndarray) -> float:
-    """Returns the number of samples where just one of a pair errs per sample where both do.
+    """Returns the samples where exactly one of two members is wrong, per sample where both are.
 
     Args:
       correct: [N, M] bool, whether each member is right.
 
     Returns:
-      The mean over the pairs that make errors, at least 0; infinite where one has no sample that
-      both have wrong, nan if there are no errors at all.
+      The mean over the pairs that make errors. Infinite if a pair never errs together, NaN if no
+      member errs.
     """
     ratios = []
     for first, second in itertools.combinations(correct.T, 2):
@@ -219,7 +219,7 @@ def ratio_error(correct: np.ndarray) -> float:
 
 
 def disagreement(predictions: np.ndarray) -> float:
-    """Returns the fraction of the samples on which a pair of members differs, averaged over pairs.
+    """Returns the fraction of samples on which two members differ, the mean over pairs.
 
     Args:
       predictions: [N, M] int.

@@ -1,28 +1,37 @@
-"""Standard augmentation, on the device."""
+"""Augmentation and normalization, on the device."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
+from mixmo_jax.input_pipeline.augmix import augmix
 from mixmo_jax.input_pipeline.plan import View
+
+
+def augment(
+    images: UInt8[Array, "M B H W C"], view: View, crop_padding: int
+) -> UInt8[Array, "M B H W C"] | Float[Array, "M B H W C"]:
+    """Crops and flips images, then applies AugMix if the view has a plan for it.
+
+    Args:
+      images: [M, B, H, W, C] uint8.
+      view: The augmentation of each image; its `index` is not used.
+      crop_padding: Number of black pixels added at every edge before the crop.
+
+    Returns:
+      [M, B, H, W, C] uint8; with AugMix float from 0 to 255.
+    """
+    images = crop_and_flip(images, view, crop_padding)
+    return images if view.augmix is None else augmix(images, view.augmix)
 
 
 def crop_and_flip(
     images: UInt8[Array, "M B H W C"], view: View, padding: int
 ) -> UInt8[Array, "M B H W C"]:
-    """Crops each image out of its zero-padded self and flips it from left to right, or not.
-
-    Args:
-      images: [M, B, H, W, C] uint8.
-      view: The crops and flips; its `index` is not used.
-      padding: The number of black pixels added at every side.
-
-    Returns:
-      [M, B, H, W, C] uint8.
-    """
+    """Crops images after zero padding, and flips some of them horizontally."""
     height, width = images.shape[2:4]
     rows = jnp.arange(height, dtype=jnp.int32)[None, None]
-    rows = rows + view.offset[..., :1] - padding  # [M, B, H], of the image
+    rows = rows + view.offset[..., :1] - padding  # [M, B, H]
     columns = jnp.arange(width, dtype=jnp.int32)[None, None]
     columns = jnp.where(view.flip[..., None], width - 1 - columns, columns)
     columns = columns + view.offset[..., 1:] - padding  # [M, B, W]
@@ -32,16 +41,7 @@ def crop_and_flip(
 def pick(
     images: UInt8[Array, "M B H W C"], rows: Int[Array, "M B h"], columns: Int[Array, "M B w"]
 ) -> UInt8[Array, "M B h w C"]:
-    """Picks rows and columns of each image; those outside of it are black.
-
-    Args:
-      images: [M, B, H, W, C] uint8.
-      rows: [M, B, h] int32.
-      columns: [M, B, w] int32.
-
-    Returns:
-      [M, B, h, w, C] uint8.
-    """
+    """Picks rows and columns of each image; indices outside the image give black pixels."""
     height, width = images.shape[2:4]
     inside = ((rows >= 0) & (rows < height))[..., :, None] & ((columns >= 0) & (columns < width))[
         ..., None, :
@@ -55,14 +55,14 @@ def pick(
 def pick_by_product(
     images: UInt8[Array, "M B H W C"], rows: Int[Array, "M B h"], columns: Int[Array, "M B w"]
 ) -> UInt8[Array, "M B h w C"]:
-    """The same as `pick` for a TPU, which would go from image to image in a loop.
+    """Same as `pick`, as products with one-hot vectors; a TPU would loop over the images.
 
-    Products with one-hot vectors are exact for uint8 in any precision. The channels stay off the
-    last axis, which a TPU pads to 128.
+    The products are exact for uint8 in any precision. The channels stay off the last axis, which a
+    TPU pads to 128.
     """
     height, width, channels = images.shape[2:]
     count = columns.shape[-1]
-    # The columns on the flat axis of [W, C]; one-hot vectors of negative ones are 0.
+    # Indices into the flat axis [W * C]. The one-hot vector of a negative index is 0.
     start = jnp.where((columns >= 0) & (columns < width), columns * channels, -channels)
     flat = start[..., None, :] + jnp.arange(channels, dtype=jnp.int32)[None, None, :, None]
     flat = flat.reshape(*flat.shape[:2], channels * count)  # [M, B, C * w]
@@ -80,15 +80,15 @@ def normalize(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> Float[Array, "*shape C"]:
-    """Scales to [0, 1] and standardizes each channel.
+    """Scales images to [0, 1] and standardizes each channel.
 
     Args:
       images: [..., C] uint8, or float from 0 to 255.
-      mean: The mean of each channel, on the scale 0 to 1.
-      std: The standard deviation of each channel, on the same scale.
+      mean: Mean of each channel, in [0, 1].
+      std: Standard deviation of each channel, on the same scale.
 
     Returns:
-      [..., C] float32 (float64 if JAX has it enabled).
+      [..., C] float32 (float64 under x64).
     """
     dtype, channels = jnp.result_type(float), (1,) * (images.ndim - 1) + (-1,)
     mean, std = (jnp.array(values, dtype).reshape(channels) for values in (mean, std))

@@ -1,33 +1,32 @@
-"""AugMix on the device: chains of operations on uint8 images, mixed with the images themselves.
+"""AugMix on the device: chains of operations on uint8 images, mixed with the original images.
 
-An operation moves pixels by an affine map, or replaces every value of a channel by a table. Hence
-one warp and one look-up do for all of them, and images in a batch may have different operations.
-Each computes what Pillow does; values between pixels may differ by 1.
+An operation is an affine warp, or a lookup table for the values of each channel. One warp and one
+lookup therefore serve every operation, and each image of a batch may have its own. Results are
+within one gray level of Pillow's.
 
-Glossary: M members, B positions of the batch, J chains, D slots of a chain, [H, W, C] an image.
+Shapes: M members, B batch size, J chains of D operations, [H, W, C] image.
 """
 
 import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from mixmo_jax.input_pipeline.plan import AUGMIX_OPERATIONS, AugMixPlan
 
-IDENTITY = len(AUGMIX_OPERATIONS)  # the operation of a slot that a chain does not use
+IDENTITY = len(AUGMIX_OPERATIONS)  # the operation of an unused slot
 
 
 def augmix(images: UInt8[Array, "M B H W C"], plan: AugMixPlan) -> Float[Array, "M B H W C"]:
-    """Mixes each image with a mixture of chains of operations on it.
+    """Mixes each image with a weighted mean of its chains.
 
     Args:
       images: [M, B, H, W, C] uint8.
-      plan: The operations, and how their results are mixed.
+      plan: The operations and the weights of the mixture.
 
     Returns:
-      [M, B, H, W, C] float32 (float64 if JAX has it enabled), from 0 to 255.
+      [M, B, H, W, C] float32 (float64 under x64), from 0 to 255.
 
     References:
       AugMix, arXiv 1912.02781.
@@ -51,12 +50,12 @@ def augmix(images: UInt8[Array, "M B H W C"], plan: AugMixPlan) -> Float[Array, 
 def apply_operations(
     images: UInt8[Array, "N H W C"], ops: Int[Array, "N"], levels: Float[Array, "N"]
 ) -> UInt8[Array, "N H W C"]:
-    """Applies to each image an operation of its own, or none.
+    """Applies one operation to each image.
 
     Args:
       images: [N, H, W, C] uint8.
-      ops: [N] int32, indices in `AUGMIX_OPERATIONS`, or `IDENTITY`.
-      levels: [N] float32, strengths from -10 to 10. The sign is a direction.
+      ops: [N] int32, indices into `AUGMIX_OPERATIONS`, or `IDENTITY`.
+      levels: [N] float32, strength from -10 to 10. The sign is a direction.
 
     Returns:
       [N, H, W, C] uint8.
@@ -69,16 +68,16 @@ def apply_operations(
 def affine_map(
     op: Int[Array, ""], level: Float[Array, ""], shape: tuple[int, int]
 ) -> tuple[Float[Array, "2 2"], Float[Array, "2"]]:
-    """Returns how an operation moves pixels.
+    """Returns the affine transformation of an operation; the identity for lookup operations.
 
     Args:
-      op: The index of the operation; one that moves none has the identity.
-      level: The strength, -10 to 10: 30 degrees, a shear of 0.3, a third of the side at 10.
+      op: Index of the operation.
+      level: Strength from -10 to 10. At 10: 30 degrees, a shear of 0.3, a third of the side.
       shape: (H, W).
 
     Returns:
-      A matrix and a shift that take a point (x, y) of the result to its source. The corner of the
-      image is (0, 0), the center of its first pixel (0.5, 0.5).
+      A matrix and a shift from a point (x, y) of the result to its source. The corner of the image
+      is (0, 0), the center of the first pixel (0.5, 0.5).
     """
     height, width = shape
 
@@ -100,17 +99,10 @@ def affine_map(
 def warp(
     image: UInt8[Array, "H W C"], matrix: Float[Array, "2 2"], shift: Float[Array, "2"]
 ) -> UInt8[Array, "H W C"]:
-    """Moves pixels by an affine map, with bilinear interpolation as Pillow's.
+    """Warps an image with bilinear interpolation, as Pillow does.
 
-    A pixel whose source is outside of the image is black. Values are rounded down.
-
-    Args:
-      image: [H, W, C] uint8.
-      matrix: The map from points (x, y) of the result to their sources, see `affine_map`.
-      shift: What is added to it.
-
-    Returns:
-      [H, W, C] uint8.
+    A pixel with its source outside the image is black. Values are rounded down. See `affine_map`
+    for `matrix` and `shift`.
     """
     height, width, channels = image.shape
     x = jnp.arange(width, dtype=matrix.dtype)[None, :] + 0.5  # [1, W]
@@ -120,7 +112,7 @@ def warp(
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     left, top = jnp.floor(x - 0.5), jnp.floor(y - 0.5)
     right_part, lower_part = (x - 0.5 - left)[..., None], (y - 0.5 - top)[..., None]
-    # The four neighbors of a point are the four bytes of a word, so that one gather takes them.
+    # The four neighbors of a point are packed into one word, so that one gather reads them.
     edge = jnp.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
     corners = [edge[:-1, :-1], edge[:-1, 1:], edge[1:, :-1], edge[1:, 1:]]
     words = jax.lax.bitcast_convert_type(jnp.stack(corners, axis=-1), jnp.uint32)
@@ -137,7 +129,7 @@ def warp(
 
 
 def look_up(tables: UInt8[Array, "C 256"], image: UInt8[Array, "H W C"]) -> UInt8[Array, "H W C"]:
-    """Replaces each value of each channel by what the channel's table has for it."""
+    """Replaces the values of each channel by the channel's lookup table."""
     starts = jnp.arange(len(tables), dtype=jnp.int32)[None, None] * 256
     return tables.ravel().at[image.astype(jnp.int32) + starts].get(mode="promise_in_bounds")
 
@@ -148,7 +140,7 @@ def histograms(images: UInt8[Array, "N H W C"]) -> Int[Array, "N C 256"]:
 
 
 def scatter_histograms(images: UInt8[Array, "N H W C"]) -> Int[Array, "N C 256"]:
-    """Counts one after the other, which is fast on CPU."""
+    """Counts by scatter-add, which is fast on CPU."""
     shape = (len(images), images.shape[3], 256)
     starts = jnp.arange(shape[0] * shape[1], dtype=jnp.int32).reshape(-1, 1, 1, shape[1]) * 256
     index = (images.astype(jnp.int32) + starts).ravel()
@@ -157,9 +149,9 @@ def scatter_histograms(images: UInt8[Array, "N H W C"]) -> Int[Array, "N C 256"]
 
 
 def dot_histograms(images: UInt8[Array, "N H W C"]) -> Int[Array, "N C 256"]:
-    """Counts by a product of matrices, which is fast on accelerators.
+    """Counts by matrix products, which are fast on accelerators.
 
-    With h the four high bits of a value and l the low ones, count[h, l] is a sum over pixels.
+    With h the four high bits of a value and l the four low bits, count[h, l] is a sum over pixels.
     """
     bits = jnp.arange(16, dtype=jnp.uint8)[None, None, None, None]
     high, low = (
@@ -173,15 +165,12 @@ def dot_histograms(images: UInt8[Array, "N H W C"]) -> Int[Array, "N C 256"]:
 def point_tables(
     op: Int[Array, ""], level: Float[Array, ""], counts: Int[Array, "C 256"]
 ) -> UInt8[Array, "C 256"]:
-    """Returns by what an operation replaces each value of each channel.
+    """Returns the lookup tables of an operation, [C, 256] uint8; the identity for warps.
 
     Args:
-      op: The index of the operation; one that changes no values has the identity.
-      level: The strength, -10 to 10, of which the absolute value counts.
-      counts: [C, 256] int32, the number of pixels with each value.
-
-    Returns:
-      [C, 256] uint8.
+      op: Index of the operation.
+      level: Strength from -10 to 10; only its absolute value matters.
+      counts: [C, 256] int32, histogram of each channel.
     """
     values, level = jnp.arange(256, dtype=jnp.int32), jnp.abs(level)
     dropped = jnp.minimum(4 + jnp.trunc(level * 0.4), 7).astype(jnp.int32)  # bits
@@ -195,13 +184,13 @@ def point_tables(
     chosen = [op == AUGMIX_OPERATIONS.index(name) for name in tables]
     chosen = jnp.stack([*chosen, ~jnp.stack(chosen).any()])
     stack = jnp.stack([jnp.broadcast_to(t, counts.shape) for t in (*tables.values(), values)])
-    # A product, for XLA would make a table that is selected otherwise anew for every pixel on CPU.
+    # A product: with a select, XLA would compute the table again for every pixel on CPU.
     dtype = jnp.float32
     return jnp.einsum("o,ocv->cv", chosen.astype(dtype), stack.astype(dtype)).astype(jnp.uint8)
 
 
 def equalize_table(counts: Int[Array, "256"]) -> Int[Array, "256"]:
-    """The table that spreads the values of a channel evenly."""
+    """Histogram equalization, as in Pillow."""
     values = jnp.arange(256, dtype=jnp.int32)
     last = counts[jnp.max(jnp.where(counts > 0, values, 0))]
     step = (counts.sum() - last) // 255
@@ -211,43 +200,10 @@ def equalize_table(counts: Int[Array, "256"]) -> Int[Array, "256"]:
 
 
 def autocontrast_table(counts: Int[Array, "256"]) -> Int[Array, "256"]:
-    """The table that stretches the values of a channel to the range from 0 to 255."""
+    """Stretches the values of a channel to 0 … 255, within one gray level of Pillow."""
     values = jnp.arange(256, dtype=jnp.int32)
     low = jnp.min(jnp.where(counts > 0, values, 255))
     high = jnp.max(jnp.where(counts > 0, values, 0))
     span = jnp.maximum(high - low, 1)
     stretched = jnp.clip(values - low, 0, span) * 255 // span
-    return jnp.where(high > low, stretched - _falls_short(low, span, stretched), values)
-
-
-def _falls_short(low, span, stretched):
-    """Whether Pillow's stretched values are 1 less: 1 or 0 for each, int32.
-
-    Pillow computes `int(value * scale - low * scale)` in double precision, `scale = 255 / span`,
-    which may end just below an integer. That depends on `low`, `span` and the integer alone.
-    """
-    starts, factors, bits = _shortfalls()
-    factor = jnp.asarray(factors)[span]
-    # An exact result k * 255 / factor has the bit k of its (low, span), from 0 to factor.
-    exact = stretched * factor % 255 == 0
-    index = jnp.asarray(starts)[span] + low * (factor + 1) + stretched * factor // 255
-    bit = jnp.asarray(bits)[index >> 3].astype(jnp.int32) >> (index & 7) & 1
-    return jnp.where(exact, bit, 0)
-
-
-@functools.cache
-def _shortfalls() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where the bits of each span begin, how many steps it has, and the bits in bytes."""
-    factors = np.gcd(np.arange(256), 255).astype(np.int32)
-    bits = []
-    for span in range(1, 256):
-        low, k = np.arange(256 - span)[:, None], np.arange(factors[span] + 1)
-        scale = 255 / span
-        stretched = (low + k * span // factors[span]) * scale - low * scale
-        bits.append(stretched.astype(int) < k * 255 // factors[span])
-    starts = np.cumsum([0, 0, *(b.size for b in bits[:-1])]).astype(np.int32)
-    return (
-        starts,
-        factors,
-        np.packbits(np.concatenate([b.ravel() for b in bits]), bitorder="little"),
-    )
+    return jnp.where(high > low, stretched, values)

@@ -31,22 +31,22 @@ MaskFn = Callable[
 def linear_mask(
     key: Key[Array, ""], ratios: Float[Array, "M"], shape: tuple[int, int, int]
 ) -> Float[Array, "M 1 1 1"]:
-    """Constant masks, the ratios themselves; as in mixup. See the module for the arguments.
+    """Constant masks, equal to the ratios, as in mixup.
 
     References:
       mixup, arXiv 1710.09412.
     """
-    del key, shape  # nothing is random, and nothing varies over the map
+    del key, shape  # neither random nor spatial
     return ratios[:, None, None, None]
 
 
 def cutmix_mask(
     key: Key[Array, ""], ratios: Float[Array, "M"], shape: tuple[int, int, int]
 ) -> Float[Array, "M h w 1"]:
-    """A rectangle for role 0; the other roles divide the rest in proportion to their ratios.
+    """A rectangular patch for role 0; the other roles share the rest in proportion to their ratios.
 
-    See the module for the arguments, and `box_mask` for the rectangle. E[ratio] of role 0 is below
-    its ratio, as boxes are rounded and clipped: 0.306 for two roles with alpha = 2 on 32x32.
+    E[ratio] of role 0 is below λ_0, because patches are rounded and clipped, see `box_mask`: 0.306
+    for two roles with alpha = 2 on 32x32.
 
     References:
       CutMix, arXiv 1905.04899; MixMo, arXiv 2103.06132, section 3.2.
@@ -62,22 +62,22 @@ def box_mask(
     shape: tuple[int, int],
     dtype: DTypeLike = jnp.float32,
 ) -> Shaped[Array, "h w"]:
-    """A CutMix box: 1 inside a rectangle that would cover about `ratio` of the map, 0 outside.
+    """A CutMix patch: 1 inside a rectangle, 0 outside.
 
-    The half sides are `floor(side * sqrt(ratio)) // 2`, the center is a cell of the map, and the
-    box is clipped at the edges; so it covers less than `ratio` on average.
+    The half sides are `floor(side * sqrt(ratio)) // 2`. The patch is clipped at the edges and
+    covers less than `ratio` on average.
 
     Args:
-      ratio: [] float, 0 to 1.
-      center: [2] float in [0, 1), the center (y, x) in units of the map's sides.
-      shape: (h, w) of the map.
+      ratio: [] float in [0, 1].
+      center: [2] float in [0, 1), center (y, x) relative to the sides.
+      shape: (h, w).
       dtype: The dtype of the mask.
 
     Returns:
       [h, w].
 
     References:
-      CutMix, arXiv 1905.04899; the rounding is that of the MixMo authors' program.
+      CutMix, arXiv 1905.04899, with the rounding of the MixMo authors' program.
     """
 
     def inside(axis: int) -> Bool[Array, "side"]:
@@ -93,33 +93,33 @@ def box_mask(
 def fill_complement(
     mask: Float[Array, "h w F"], ratios: Float[Array, "M"]
 ) -> Float[Array, "M h w F"]:
-    """Gives a mask to role 0 and its complement to the others, in proportion to their ratios.
+    """Assigns a mask to role 0 and its complement to the others, in proportion to their ratios.
 
     Args:
-      mask: [h, w, F] float in [0, 1]; F is 1 for a mask that all channels share.
-      ratios: [M] float, sum to 1; M >= 2.
+      mask: [h, w, F] float in [0, 1]; F = 1 for a mask that all channels share.
+      ratios: [M] float, sum to 1, M >= 2.
 
     Returns:
       [M, h, w, F] float, sum to 1 over M.
     """
     rest = ratios[1:].sum()
     equal = jnp.full_like(ratios[1:], 1 / (len(ratios) - 1))
-    # Where role 0 has the whole ratio, nothing says how the others divide the rest.
+    # If λ_0 = 1, the other roles share the rest equally.
     parts = jnp.where(rest > 0, ratios[1:] / jnp.where(rest > 0, rest, 1), equal)
     return jnp.concatenate([mask[None], (1 - mask)[None] * parts[:, None, None, None]])
 
 
-# The widths of CowMix's blur, in positions, and the fractions of the map inside its blobs.
+# Ranges of CowMix: standard deviation of the blur, in positions, and area of the blobs.
 _COW_SIGMAS = (4.0, 16.0)
 _COW_FRACTIONS = (0.2, 0.8)
-# The side of a block of PatchUp.
+# Side of a PatchUp block.
 _PATCHUP_SIDE = 7
 
 
 def rows_mask(
     key: Key[Array, ""], ratios: Float[Array, "M"], shape: tuple[int, int, int]
 ) -> Float[Array, "M h 1 1"]:
-    """The rows cut into M bands, one above the other; E[ratio] = λ, see `cut`.
+    """Cuts the rows into M bands; E[ratio] = λ, see `cut`.
 
     References:
       MixMo, arXiv 2103.06132, on horizontal mixing.
@@ -130,7 +130,7 @@ def rows_mask(
 def columns_mask(
     key: Key[Array, ""], ratios: Float[Array, "M"], shape: tuple[int, int, int]
 ) -> Float[Array, "M 1 w 1"]:
-    """The columns cut into M bands, side by side; E[ratio] = λ, see `cut`.
+    """Cuts the columns into M bands; E[ratio] = λ, see `cut`.
 
     References:
       MixMo, arXiv 2103.06132, on vertical mixing.
@@ -141,7 +141,7 @@ def columns_mask(
 def channels_mask(
     key: Key[Array, ""], ratios: Float[Array, "M"], shape: tuple[int, int, int]
 ) -> Float[Array, "M 1 1 F"]:
-    """The channels cut into M pieces, in their order; E[ratio] = λ, see `cut`.
+    """Cuts the channels into M consecutive pieces; E[ratio] = λ, see `cut`.
 
     References:
       MixMo, arXiv 2103.06132, on mixing by channels.
@@ -152,7 +152,7 @@ def channels_mask(
 def random_channels_mask(
     key: Key[Array, ""], ratios: Float[Array, "M"], shape: tuple[int, int, int]
 ) -> Float[Array, "M 1 1 F"]:
-    """The channels in a random order, cut into M pieces; E[ratio] = λ, see `cut`.
+    """Cuts the channels into M random pieces; E[ratio] = λ, see `cut`.
 
     References:
       MixMo, arXiv 2103.06132, on mixing by channels.
@@ -165,7 +165,7 @@ def random_channels_mask(
 def noise_mask(
     key: Key[Array, ""], ratios: Float[Array, "M"], shape: tuple[int, int, int]
 ) -> Float[Array, "M h w F"]:
-    """Every position of every channel for one role, drawn with the ratios; E[ratio] = λ.
+    """Draws one role for every position of every channel; E[ratio] = λ.
 
     References:
       MixMo, arXiv 2103.06132, on mixing by noise.
@@ -176,11 +176,11 @@ def noise_mask(
 def cow_mask(
     key: Key[Array, ""], ratios: Float[Array, "M"], shape: tuple[int, int, int]
 ) -> Float[Array, "M h w 1"]:
-    """Blobs for role 0; the other roles divide the rest in proportion to their ratios.
+    """Blobs for role 0; the other roles share the rest in proportion to their ratios.
 
-    The blobs have nothing to do with λ_0: their width is log-uniform in [4, 16], the fraction of
-    the map inside is about one that is uniform in [0.2, 0.8]. E[ratio] of role 0 is 1/2, that of
-    another role i is λ_i / (2 (1 - λ_0)). See `blob_mask` for the blobs.
+    The blobs do not depend on λ_0. Their width is log-uniform in [4, 16] and their area about
+    uniform in [0.2, 0.8]. E[ratio] is 1/2 for role 0 and λ_i / (2 (1 - λ_0)) for role i, see
+    `blob_mask`.
 
     References:
       CowMix, arXiv 2003.12022; MixMo, arXiv 2103.06132.
@@ -198,10 +198,9 @@ def cow_mask(
 def patchup_hard_mask(
     key: Key[Array, ""], ratios: Float[Array, "M"], shape: tuple[int, int, int]
 ) -> Float[Array, "M h w F"]:
-    """Blocks for role 0, in every channel others; the other roles divide the rest.
+    """Blocks for role 0, drawn per channel; the other roles share the rest.
 
-    They do so in proportion to their ratios. E[ratio] of role 0 is the coverage c, see
-    `block_mask`, and that of another role i is (1 - c) λ_i / (1 - λ_0).
+    E[ratio] is the coverage c for role 0, see `block_mask`, and (1 - c) λ_i / (1 - λ_0) for role i.
 
     References:
       PatchUp, arXiv 2006.07794; MixMo, arXiv 2103.06132.
@@ -212,10 +211,10 @@ def patchup_hard_mask(
 def patchup_soft_mask(
     key: Key[Array, ""], ratios: Float[Array, "M"], shape: tuple[int, int, int]
 ) -> Float[Array, "M h w F"]:
-    """Blocks for role 0, in every channel others, and linear mixing outside of them.
+    """Blocks for role 0, drawn per channel, and linear mixing outside.
 
-    Outside, every role has its ratio. E[ratio] of role 0 is c + (1 - c) λ_0, with the coverage c,
-    see `block_mask`, and that of another role i is (1 - c) λ_i.
+    E[ratio] is c + (1 - c) λ_0 for role 0, with the coverage c of `block_mask`, and (1 - c) λ_i for
+    role i.
 
     References:
       PatchUp, arXiv 2006.07794; MixMo, arXiv 2103.06132.
@@ -227,7 +226,7 @@ def patchup_soft_mask(
 def patchup_2d_mask(
     key: Key[Array, ""], ratios: Float[Array, "M"], shape: tuple[int, int, int]
 ) -> Float[Array, "M h w 1"]:
-    """As `patchup_hard_mask`, with the same blocks in all channels.
+    """Same as `patchup_hard_mask`, with the same blocks in all channels.
 
     References:
       PatchUp, arXiv 2006.07794; MixMo, arXiv 2103.06132.
@@ -236,19 +235,18 @@ def patchup_2d_mask(
 
 
 def cut(key: Key[Array, ""], ratios: Float[Array, "M"], side: int) -> Int[Array, "side"]:
-    """Cuts an axis into M pieces, one for each role in their order, of lengths near side * ratio.
+    """Cuts an axis into M consecutive pieces, one per role, of length about side * ratio.
 
-    A piece ends at floor(side * sum of the ratios so far + u), with one u from U[0, 1) for all. The
-    expectation of floor(x + u) is x, so that E[ratio] = λ for every role; a ratio of 0 gives an
-    empty piece.
+    Piece i ends at floor(side * (λ_0 + … + λ_i) + u), with one u ~ U[0, 1) for all pieces. Since
+    E[floor(x + u)] = x, E[ratio] = λ for every role. A ratio of 0 gives an empty piece.
 
     Args:
       key: A typed random key.
       ratios: [M] float, sum to 1.
-      side: The length of the axis.
+      side: Length of the axis.
 
     Returns:
-      [side] int32, the role of each place on the axis.
+      [side] int32, the role of each index.
     """
     ends = jnp.floor(side * _ends(ratios) + jax.random.uniform(key))
     return _piece(jnp.arange(side, dtype=ends.dtype), ends)
@@ -257,17 +255,16 @@ def cut(key: Key[Array, ""], ratios: Float[Array, "M"], side: int) -> Int[Array,
 def blob_mask(
     noise: Float[Array, "h w"], sigma: Float[Array, ""], fraction: Float[Array, ""]
 ) -> Bool[Array, "h w"]:
-    """Blurs noise and finds where it is low: blobs of about the width `sigma`.
+    """Thresholds blurred noise into blobs of width about `sigma`.
 
-    The blur is a Gaussian, along one axis after the other. What of it lies outside the map does not
-    count, and the rest is scaled to a sum of squares of 1, so that the variance is 1 at the edges
-    too. The threshold is the quantile `fraction` of a normal distribution with the blurred map's
-    own mean and standard deviation.
+    The separable Gaussian kernel is cut at the edges and normalized to a sum of squares of 1, so
+    that the variance is 1 everywhere. The threshold is the quantile `fraction` of a normal
+    distribution with the mean and standard deviation of the blurred noise.
 
     Args:
       noise: [h, w] float32, standard normal.
-      sigma: [] float32, the standard deviation of the blur in positions.
-      fraction: [] float32, the fraction of the map inside the blobs, in expectation and about.
+      sigma: [] float32, standard deviation of the blur, in positions.
+      fraction: [] float32, approximate fraction of the area inside the blobs.
 
     Returns:
       [h, w] bool, True inside the blobs.
@@ -284,20 +281,20 @@ def blob_mask(
 def block_mask(
     key: Key[Array, ""], ratio: Float[Array, ""], shape: tuple[int, int, int]
 ) -> Bool[Array, "h w F"]:
-    """Square blocks at random places, in every channel others.
+    """Square blocks at random positions, drawn per channel.
 
-    A block has the side b = min(7, h, w) and lies on the map as a whole. Each of the
-    (h - b + 1) (w - b + 1) places for one has a block with the probability
+    A block has the side b = min(7, h, w) and lies fully inside. Each of the (h - b + 1) (w - b + 1)
+    possible positions has a block with probability
 
         γ = ratio * h * w / (b² (h - b + 1) (w - b + 1)),
 
-    so that the areas of all blocks sum to `ratio` of the map in expectation. As blocks overlap, the
-    coverage is less: c = mean of 1 - (1 - γ)ⁿ over the map, n being the number of places whose
-    block covers a position.
+    so that the expected sum of all block areas is `ratio` of the total. Blocks overlap, so the
+    coverage is smaller: c is the mean of 1 - (1 - γ)ⁿ, where n is the number of block positions
+    that cover a position.
 
     Args:
       key: A typed random key.
-      ratio: [] float, 0 to 1.
+      ratio: [] float in [0, 1].
       shape: (h, w, F).
 
     Returns:
@@ -311,8 +308,7 @@ def block_mask(
     places = height - side + 1, width - side + 1
     gamma = ratio.astype(jnp.float32) * (height * width / (side**2 * math.prod(places)))
     corners = jax.random.bernoulli(key, gamma, (*places, features)).astype(jnp.float32)
-    # [h - b + 1, w - b + 1, F] → [h, w, F]: inside where any of the b x b corners above has a
-    # block, along one axis after the other.
+    # [h - b + 1, w - b + 1, F] → [h, w, F]: dilation by b x b, along one axis after the other.
     margin = (side - 1, side - 1)
     for window in ((side, 1, 1), (1, side, 1)):
         padding = [margin if length > 1 else (0, 0) for length in window]
@@ -321,23 +317,23 @@ def block_mask(
 
 
 def _ends(ratios: Float[Array, "M"]) -> Float[Array, "M-1"]:
-    """The ends of all roles' parts of [0, 1] but the last one's, which is 1."""
-    sums = jnp.cumsum(ratios.astype(jnp.float32))  # fewer bits would shift the ends of long axes
-    return sums[:-1] / sums[-1]  # a last ratio of 0 leaves exactly nothing
+    """Returns the ends of the roles' parts of [0, 1], without the last, which is 1."""
+    sums = jnp.cumsum(ratios.astype(jnp.float32))  # half precision would shift ends on long axes
+    return sums[:-1] / sums[-1]  # exact also for a last ratio of 0
 
 
 def _piece(places: Num[Array, "*places"], ends: Num[Array, "ends"]) -> Int[Array, "*places"]:
-    """The piece in which each place lies: how many pieces end before it."""
+    """Returns the piece that contains each place: the number of ends at or before it."""
     return (places[..., None] >= ends.reshape(*[1] * places.ndim, -1)).sum(-1, dtype=jnp.int32)
 
 
 def _one_hot(roles: Int[Array, "*places"], ratios: Float[Array, "M"]) -> Float[Array, "M *places"]:
-    """The masks of places that belong to one role each."""
+    """Returns the binary masks of the roles."""
     return jax.nn.one_hot(roles, len(ratios), axis=0, dtype=ratios.dtype)
 
 
 def _gaussian(side: int, sigma: Float[Array, ""]) -> Float[Array, "side side"]:
-    """The matrix that blurs along an axis and keeps the variance of noise."""
+    """Returns the matrix that blurs along an axis and keeps the variance of noise."""
     places = jnp.arange(side, dtype=jnp.float32)
     weights = jnp.exp(-(((places[:, None] - places[None, :]) / sigma) ** 2) / 2)
     return weights / jnp.linalg.norm(weights, axis=1, keepdims=True)
@@ -357,15 +353,15 @@ MASKS: dict[str, MaskFn] = {
     "patchup_2d": patchup_2d_mask,
 }
 
-# Pixel mixing has a name of its own for the constant mask.
+# The mixing of pixels has its own name for the constant mask.
 MSDA_ALIASES = {"mixup": "linear"}
 
-# Those that cut only channels do not mix pixels, all channels of which have one mask.
+# Channel masks cannot mix pixels: an image has one mask for all channels.
 CHANNEL_MASKS = {"channels", "random_channels"}
 
 
 def msda_methods() -> list[str]:
-    """Returns the names that `msda.method` takes besides "none"."""
+    """Returns the values of `msda.method` besides "none"."""
     left_out = {*MSDA_ALIASES.values(), *CHANNEL_MASKS}
     return [*MSDA_ALIASES, *(name for name in MASKS if name not in left_out)]
 

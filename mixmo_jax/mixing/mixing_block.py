@@ -1,8 +1,10 @@
-"""The mixing block between encoders and core: schedule, masks, features, loss weights.
+"""The mixing block between encoders and core: schedule of p, masks of the members, mixing.
 
-Glossary: M members, B positions of the batch, [h, w, F] an encoder's output. A batch has M roles,
-each with a mask; `mask_index` says which role's mask a member gets. The last three axes of masks
-are full, or 1 where nothing varies along them: "#h" in the annotations.
+Shapes: M members, B batch size, [h, w, F] output of an encoder. The last three axes of masks have
+full length, or length 1 where the mask is constant: "#h" in the annotations.
+
+Mask functions draw M masks per sample, one for each of M roles: role 0 gets the patch, the other
+roles share the rest. `mask_index` assigns a role to each member.
 """
 
 import functools
@@ -17,22 +19,22 @@ from mixmo_jax.mixing.masks import MaskFn, get_mask_fn, linear_mask
 def patch_probability(
     epoch: Int[Array, "*epochs"] | int, num_epochs: int, prob: float, until: float = 11 / 12
 ) -> Float[Array, "*epochs"]:
-    """The probability that a batch is mixed by patches and not linearly.
+    """Returns p(t), the probability that a batch is mixed by patches instead of linearly.
 
-    It is `prob` for most of the training run, then falls linearly to 0 at the last epoch: the
-    network ends its training as it is used afterwards, with linear mixing.
+    p(t) is constant for most of the run, then falls linearly to 0 at the last epoch. Training thus
+    ends with linear mixing, the mode of inference.
 
     Args:
-      epoch: The epoch, counted from 1; or an array of epochs.
-      num_epochs: The number of epochs of the training run.
-      prob: The probability at first.
-      until: The fraction of the training run up to which it stays so, less than 1.
+      epoch: One or more epochs, counted from 1.
+      num_epochs: Number of epochs of the run.
+      prob: p, the initial probability.
+      until: Fraction of the run, below 1, during which p(t) = p.
 
     Returns:
-      [] float32; or one for each epoch.
+      Float32 of the shape of `epoch`.
 
     References:
-      MixMo paper, arXiv 2103.06132, on training details.
+      MixMo, arXiv 2103.06132, on training details.
     """
     left = (num_epochs - epoch) / num_epochs
     return prob * jnp.minimum(1.0, left / (1 - until))
@@ -47,25 +49,25 @@ def mixmo_masks(
     block: str,
     shape: tuple[int, int, int],
 ) -> Float[Array, "M B #h #w #F"]:
-    """The mask of every member at every position of the encoders' output.
+    """Draws the mask of every member.
 
     Args:
-      ratios: [M, B] float, the ratios of the roles, sum to 1 over M.
-      mask_keys: [B] typed keys, one for each sample's masks.
-      mask_index: [M] int32, the role whose mask each member gets: a permutation.
-      use_patch: [] bool, whether the batch is mixed by the block or linearly.
-      block: The name of a mask function, see `mixmo_jax.mixing.MASKS`.
+      ratios: [M, B] float, ratio of each role, sum to 1 over M.
+      mask_keys: [B] typed keys, one per sample.
+      mask_index: [M] int32, role of each member, a permutation.
+      use_patch: [] bool, whether to use the mixing block; otherwise linear mixing.
+      block: Name of a mask function in `MASKS`.
       shape: (h, w, F) of the encoders' output.
 
     Returns:
-      Float32 in [0, 1] that broadcasts against [M, B, h, w, F] and sums to 1 over M; all ones for
+      Float32 in [0, 1] that broadcasts against [M, B, h, w, F] and sums to 1 over M. All ones for
       M = 1.
 
     Raises:
-      InputError: if no mask function is registered under the name.
+      InputError: if `block` is not registered.
 
     References:
-      MixMo paper, arXiv 2103.06132, on the mixing block.
+      MixMo, arXiv 2103.06132, section 3.
     """
 
     def draw(mask_fn: MaskFn) -> Float[Array, "M B #h #w #F"]:
@@ -82,18 +84,18 @@ def mixmo_masks(
 def mix_features(
     features: Float[Array, "M B h w F"], masks: Float[Array, "M B #h #w #F"]
 ) -> Float[Array, "B h w F"]:
-    """Mixes the encoders' outputs: `M * sum_i masks_i * features_i`.
+    """Mixes the encoders' outputs: M * sum_i masks_i * features_i.
 
     Args:
-      features: [M, B, h, w, F], the encoders' outputs.
-      masks: They broadcast against the features and sum to 1 over M.
+      features: [M, B, h, w, F] outputs of the encoders.
+      masks: Masks that broadcast against `features` and sum to 1 over M.
 
     Returns:
-      [B, h, w, F].
+      [B, h, w, F], the dtype of `features`.
 
     References:
-      MixMo paper, arXiv 2103.06132, equation 2.
+      MixMo, arXiv 2103.06132, equation 2.
     """
-    # Term by term: a TPU's compiler attaches each product and sum to the encoder's convolution.
+    # Term by term: the TPU compiler fuses each product and sum into the encoder's convolution.
     masked = (mask.astype(features.dtype) * x for mask, x in zip(masks, features, strict=True))
     return len(features) * functools.reduce(jnp.add, masked)

@@ -1,8 +1,7 @@
-"""Pixel mixing before the encoders ("mixed sample data augmentation", MSDA): mixup and CutMix.
+"""Mixing of pixels before the encoders ("mixed sample data augmentation", MSDA): mixup and CutMix.
 
-Glossary: M members, B positions of the batch, [H, W, C] an image, K classes, [h, w, F] the
-encoder's output, on which MixMo mixes. The axes of masks are full, or 1 where nothing varies along
-them: "#h" in the annotations.
+Shapes: M members, B batch size, [H, W, C] image, K classes, [h, w, F] output of an encoder. The
+axes of masks have full length, or length 1 where the mask is constant: "#h" in the annotations.
 """
 
 import jax
@@ -20,20 +19,20 @@ def msda_masks(
     method: str,
     shape: tuple[int, int],
 ) -> Float[Array, "M B #H #W 1"]:
-    """How much of an image, against its partner, is left at every pixel.
+    """Draws the weight of each image against its partner at every pixel.
 
     Args:
-      ratios: [M, B] float, the image's part.
+      ratios: [M, B] float, ratio of the image.
       mask_keys: [M, B] typed keys.
-      mixed: [M, B] bool, whether the image is mixed at all.
-      method: "mixup" or the name of a mask function, see `mixmo_jax.mixing.msda_methods`.
+      mixed: [M, B] bool, whether the image is mixed.
+      method: One of `masks.msda_methods()`.
       shape: (H, W) of the images.
 
     Returns:
       Float32 in [0, 1] that broadcasts against [M, B, H, W, 1]; 1 where the image is not mixed.
 
     Raises:
-      InputError: if no mask function is registered under the name, or if it cuts only channels.
+      InputError: if there is no such method.
 
     References:
       mixup, arXiv 1710.09412; CutMix, arXiv 1905.04899.
@@ -50,20 +49,20 @@ def msda_masks(
 def visible_ratio(
     msda_masks: Float[Array, "M B #H #W 1"], masks: Float[Array, "M B #h #w #F"]
 ) -> Float[Array, "M B"]:
-    """The image's part of what a member's MixMo mask shows of the mixed image.
+    """Computes the ratio of the image within the area that a member's MixMo mask shows.
 
     Args:
-      msda_masks: [M, B, H, W, 1], H or W may be 1.
-      masks: [M, B, h, w, F], any of the last three 1; h and w divide H and W (an encoder's stride).
+      msda_masks: [M, B, H, W, 1]; H and W may be 1.
+      masks: [M, B, h, w, F]; h, w and F may be 1, and h and w divide H and W.
 
     Returns:
-      [M, B] float. An empty MixMo mask (of a member without weight) counts as a full one.
+      [M, B] float. An empty MixMo mask counts as a full one, so that the result is finite.
 
     References:
       The MixMo authors' program.
     """
     m, b, height, width, _ = msda_masks.shape
-    # Along an axis on which either of the two does not vary, its mean is all that matters.
+    # Along an axis where one of the masks is constant, only the mean of the other matters.
     rows, columns = max(height // masks.shape[2], 1), max(width // masks.shape[3], 1)
     blocks = (m, b, height // rows, rows, width // columns, columns)
     # [M, B, H, W, 1] → [M, B, h, rows, w, columns] → [M, B, h, w, 1]
@@ -80,18 +79,19 @@ def mix_pixels(
     msda_masks: Float[Array, "M B #H #W 1"],
     masks: Float[Array, "M B #h #w #F"],
 ) -> tuple[Float[Array, "M B H W C"], Float[Array, "M B K"]]:
-    """Mixes images with their partners, and their targets by what the MixMo masks show.
+    """Mixes images and targets with those of their partners.
 
-    With several members, an image that would keep less than half of the target swaps its place
-    in the mask with its partner. A plain network (M = 1) does not swap.
+    The target weight of an image is its ratio within the area that the MixMo mask shows. For M > 1,
+    an image with a ratio below 1/2 swaps its place in the mask with its partner. A plain network
+    (M = 1) does not swap.
 
     Args:
       images: [M, B, H, W, C] float, normalized.
       targets: [M, B, K] float, one-hot.
       partners: [M, B, H, W, C] float, normalized.
       partner_targets: [M, B, K] float, one-hot.
-      msda_masks: [M, B, H, W, 1], the image's part at every pixel; H or W may be 1.
-      masks: [M, B, h, w, F], the MixMo masks; any of the last three may be 1.
+      msda_masks: [M, B, H, W, 1], weight of the image at every pixel; H and W may be 1.
+      masks: [M, B, h, w, F], the MixMo masks; h, w and F may be 1.
 
     Returns:
       The mixed images [M, B, H, W, C] and their targets [M, B, K].

@@ -1,9 +1,9 @@
-"""Unmixing: each head sees mostly the part of the map into which its own input was put.
+"""Unmixing: each head mostly sees the area of its own input.
 
-Early in training it keeps the members apart; then it fades out, as at inference there are no masks.
+It separates the members early in training. Then it fades out, because inference has no masks.
 
-Glossary: M members, B positions of the batch, [h, w, F] an encoder's output, [h', w', F'] the last
-features of the core network.
+Shapes: M members, B batch size, [h, w, F] output of an encoder, [h', w', F'] last features of the
+core.
 """
 
 import jax.numpy as jnp
@@ -14,15 +14,11 @@ from mixmo_jax.errors import unknown
 
 
 def unmix_strength(progress: Num[Array, ""] | float, until: float = 1 / 3) -> Float[Array, ""]:
-    """The strength of the unmixing: it falls linearly from 1 to 0.
+    """Returns the strength of the unmixing, [] float32. It falls linearly from 1 to 0.
 
     Args:
-      progress: The fraction of the training run that is done.
-      until: The fraction at which the strength reaches 0, more than 0; `math.inf` for never: then
-        it stays 1.
-
-    Returns:
-      [] float32.
+      progress: Fraction of the run that is done.
+      until: Fraction of the run at which the strength reaches 0; `math.inf` for constant 1.
 
     References:
       MixShare, arXiv 2205.10139, section 3.
@@ -38,26 +34,23 @@ def unmix_features(
     normalize: bool = False,
     resize: str = "area",
 ) -> Float[Array, "M B K"]:
-    """Averages the features over the map, for each member where its input is.
+    """Averages the features over the spatial dimensions, weighted by each member's mask.
 
-    The weights of a member's positions are `1 - strength * (1 - mask)`, the mask averaged over the
-    channels and brought to the size of the features. Strength 0 is the average over the map,
-    bit for bit.
+    A position has the weight `1 - strength * (1 - mask)`, with the mask averaged over channels and
+    resized to the features. Strength 0 is plain average pooling, bit for bit.
 
     Args:
       features: [B, h', w', F'] float.
-      masks: They broadcast against [M, B, h, w, F] and sum to 1 over M.
-      strength: [] float from 0 to 1.
-      normalize: Whether to divide by the mean of the weights, so that a small mask does not make
-        the features small.
-      resize: How the mask is brought to their size: "area" takes averages over areas, "nearest"
-        the values in the middles of the areas.
+      masks: Masks that broadcast against [M, B, h, w, F] and sum to 1 over M.
+      strength: [] float in [0, 1].
+      normalize: Whether to divide by the mean weight, so that small masks keep the scale.
+      resize: Method of resizing masks: "area" averages, "nearest" takes the value at the center.
 
     Returns:
       [M, B, F'] float.
 
     Raises:
-      InputError: if there is no such way to bring masks to a size.
+      InputError: if there is no such resizing method.
 
     References:
       MixShare, arXiv 2205.10139, section 3.
@@ -68,19 +61,19 @@ def unmix_features(
     pooled = (weights * features[None]).mean((2, 3))  # [M, B, F']
     if normalize:
         mean = weights.mean((2, 3))  # [M, B, 1]
-        pooled /= jnp.where(mean > 0, mean, 1)  # of an empty mask nothing is seen
-    # Weights of 1 may be summed in another order.
+        pooled /= jnp.where(mean > 0, mean, 1)  # 0 for an empty mask
+    # Weights of 1 might be summed in another order.
     return jnp.where(strength > 0, pooled, features.mean((1, 2))[None])
 
 
 def resize_maps(
     maps: Float[Array, "M B #h #w"], shape: tuple[int, int], method: str = "area"
 ) -> Float[Array, "M B height width"]:
-    """Brings maps to another shape, which need not divide theirs.
+    """Resizes maps to any shape.
 
     Args:
-      maps: [M, B, h, w] float; an axis along which nothing varies may be 1.
-      shape: (height, width).
+      maps: [M, B, h, w] float; h and w may be 1 for constant maps.
+      shape: (height, width), which need not divide (h, w).
       method: "area" or "nearest", see `unmix_features`.
 
     Returns:
@@ -100,7 +93,7 @@ def resize_maps(
 
 
 def _area_weights(old: int, new: int) -> np.ndarray:
-    """[new, old]: which part of a new cell each of the old cells covers."""
+    """[new, old]: fraction of each new cell covered by each old cell."""
     edges = np.arange(new + 1) * old / new
     cells = np.arange(old)
     starts = np.maximum(edges[:-1, None], cells)
@@ -109,7 +102,7 @@ def _area_weights(old: int, new: int) -> np.ndarray:
 
 
 def _nearest_weights(old: int, new: int) -> np.ndarray:
-    """[new, old]: 1 for the old cell in which the middle of the new one lies."""
+    """[new, old]: 1 for the old cell that contains the center of the new cell."""
     middles = ((np.arange(new) + 0.5) * old / new).astype(int)
     return np.eye(old)[middles]
 

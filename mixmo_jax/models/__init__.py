@@ -1,7 +1,8 @@
-"""Networks.
+"""Networks: M encoders, a core, M heads.
 
-`NETWORKS` is the registry that `model.name` refers to. To add one, write a function with the
-arguments of `wide_resnet` and add a line here, or one to the dictionary from a file of your own.
+`NETWORKS` is the registry: `model.name` names its entries. To add a network, write a function with
+the arguments of `wide_resnet` and register it: `NETWORKS["mine"] = mine`. Fields that your config
+adds to `config.model` are passed as keyword arguments.
 """
 
 from collections.abc import Callable
@@ -27,46 +28,32 @@ def create_model(
     """Builds the network of `config.model`.
 
     Args:
-      config: The fields `name`, `depth`, `width`, `num_members`, `dtype`.
+      config: The fields of `config.model`. All but `name` are arguments of the network's function.
       num_classes: K.
       axis_name: The mapped axis over which BatchNorm synchronizes its statistics in training.
 
     Raises:
-      InputError: if there is no such network of this depth.
+      InputError: if there is no such network, or it refuses a field such as the depth.
     """
     if config.name not in NETWORKS:
         raise unknown("network", config.name, NETWORKS, where="mixmo_jax.models.NETWORKS")
-    dtype = _auto_dtype() if config.dtype == "auto" else config.dtype
+    fields = {name: value for name, value in config.items() if name != "name"}
+    fields["dtype"] = jnp.dtype(_auto_dtype() if config.dtype == "auto" else config.dtype)
     try:
-        return NETWORKS[config.name](
-            depth=config.depth,
-            width=config.width,
-            num_members=config.num_members,
-            num_classes=num_classes,
-            dtype=jnp.dtype(dtype),
-            axis_name=axis_name,
-        )
+        return NETWORKS[config.name](**fields, num_classes=num_classes, axis_name=axis_name)
     except InputError as error:
         raise InputError(f"model.{error}") from None
 
 
 def _auto_dtype() -> str:
-    """The dtype of `model.dtype=auto`: bfloat16 on TPUs, and on GPUs that compute in it.
-
-    NVIDIA's GPUs do from a compute capability of 8.0 on (Ampere).
-    """
+    """Returns bfloat16 on TPU and on GPUs that compute in it (NVIDIA: from Ampere, 8.0)."""
     device = jax.local_devices()[0]
-    major = str(getattr(device, "compute_capability", "")).partition(".")[0]  # of AMD's no number
+    major = str(getattr(device, "compute_capability", "")).partition(".")[0]  # AMD: no number
     wide = device.platform == "cpu" or (major.isdigit() and int(major) < 8)
     return "float32" if wide else "bfloat16"
 
 
 def variable_shapes(model: MixMoNet, image_shape: tuple[int, int, int]) -> dict:
-    """Returns the tree of a network's variables, each only as shape and dtype.
-
-    Args:
-      model: The network.
-      image_shape: (H, W, C) of an image.
-    """
+    """Returns the shapes and dtypes of a network's variables, for images of (H, W, C)."""
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     return jax.eval_shape(lambda images: model.init(jax.random.key(0), images, train=False), images)

@@ -1,6 +1,6 @@
-"""The convolution of all networks, whose gradients are fast on a CPU, too.
+"""Convolution with gradients that are also fast on a CPU.
 
-Glossary: B batch, [H, W, I] input, [h, w, O] output, [u, v] kernel.
+Shapes: B batch size, [H, W, I] input, [h, w, O] output, [u, v] kernel.
 """
 
 import functools
@@ -9,25 +9,31 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-_BLOCK_BYTES = 2**21  # of the columns of one block, which then stay in a core's cache
+_BLOCK_BYTES = 2**21  # the columns of one block, which then stay in a core's cache
+
+
+def conv_general_dilated(x, kernel, window_strides, padding, **kwargs) -> jax.Array:
+    """`convolve` in the form that `nn.Conv` takes; strides and paddings are square."""
+    del kwargs  # neither dilation nor groups
+    padding = padding if isinstance(padding, str) else padding[0][0]
+    return convolve(x, kernel, window_strides[0], padding)
 
 
 def convolve(
     x: jax.Array, kernel: jax.Array, stride: int = 1, padding: str | int = "SAME"
 ) -> jax.Array:
-    """Convolves images, in the dtype of both arguments.
+    """Convolves images.
 
-    Float32 is not rounded to bfloat16 or TF32 on the way, as is JAX's default on TPU and NVIDIA
-    GPUs.
+    Float32 is not rounded to bfloat16 or TF32, the default of JAX on TPU and NVIDIA GPUs.
 
     Args:
       x: [B, H, W, I] float.
-      kernel: [u, v, I, O], of the same dtype.
+      kernel: [u, v, I, O], same dtype.
       stride: The stride along both axes.
-      padding: "SAME", "VALID", or the number of zeros on each of the four sides.
+      padding: "SAME", "VALID", or the number of zeros at each edge.
 
     Returns:
-      [B, h, w, O].
+      [B, h, w, O], same dtype.
     """
     if isinstance(padding, int):
         pads = ((padding, padding), (padding, padding))
@@ -37,12 +43,12 @@ def convolve(
 
 
 def precision_of(dtype: jnp.dtype) -> jax.lax.Precision:
-    """The precision of products in a dtype: float32 is not rounded on the way."""
+    """Returns the precision of products: float32 is not rounded."""
     return jax.lax.Precision.HIGHEST if is_wide(dtype) else jax.lax.Precision.DEFAULT
 
 
 def is_wide(dtype: jnp.dtype) -> bool:
-    """Whether a dtype of floats has at least the precision of float32."""
+    """Returns whether a float dtype is at least as wide as float32."""
     return jnp.dtype(dtype).itemsize >= 4
 
 
@@ -65,7 +71,7 @@ def _forward(x, kernel, stride, pads):
 
 
 def _backward(stride, pads, residuals, dy):
-    """XLA's own gradients; on a CPU others, where those are slow."""
+    """Gradients by XLA, except on CPU, where its weight gradient is slow."""
     x, kernel = residuals
     options = {"stride": stride, "pads": pads}
 
@@ -93,7 +99,7 @@ def _transposed(
 ) -> jax.Array:
     """The input gradient as an ordinary convolution: the only form that oneDNN computes.
 
-    See `XLA_FLAGS` in docs/accelerators.md for what that gains in bfloat16.
+    See `XLA_FLAGS` in docs/training.md for what that gains in bfloat16.
     """
     sides = zip(shape[1:3], kernel.shape[:2], dy.shape[1:3], pads, strict=True)
     around = [
@@ -115,11 +121,11 @@ def _in_blocks(
     stride: int,
     pads: Sequence[tuple[int, int]],
 ) -> jax.Array:
-    """The weight gradient as products of small blocks of the batch, summed in float32 or wider.
+    """The weight gradient as products of blocks of the batch, summed in float32 or wider.
 
-    XLA takes it for a convolution over batch and map, and transposes both operands for it. That
-    takes two to three times as long as this on a CPU. The product of a block has the dtype of its
-    factors, as oneDNN computes no other.
+    XLA lowers it to a convolution over batch and space and transposes both operands, which takes
+    two to three times as long on a CPU. The product of a block has the dtype of its factors: oneDNN
+    computes no other.
     """
     u, v, features, outputs = kernel_shape
     batch, h, w, _ = dy.shape

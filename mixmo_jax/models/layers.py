@@ -1,4 +1,4 @@
-"""The convolutions and normalizations that all networks here are made of."""
+"""The layers that all networks share."""
 
 import functools
 
@@ -6,41 +6,31 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mixmo_jax.models.cpu_convolution import convolve, is_wide
+from mixmo_jax.models.cpu_convolution import conv_general_dilated, is_wide
 
-# He normal on the fan-in, truncated at two standard deviations; the scale is that after the
-# truncation. The leading axis of a stacked kernel [M, ...] does not count.
+# He normal with fan-in, truncated at two standard deviations; the scale is after the truncation.
 conv_init = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
+# The same for stacked kernels [M, ...], whose leading axis does not count.
 stacked_init = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal", batch_axis=(0,))
 
 
-class Conv(nn.Module):
-    """A convolution without bias: [B, H, W, I] → [B, h, w, O]."""
-
-    features: int
-    kernel_size: tuple[int, int]
-    strides: int = 1
-    padding: str | int = "SAME"
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (*self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", conv_init, shape, jnp.float32)
-        return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.strides, self.padding)
-
-
 def make_conv(dtype: jnp.dtype, padding: str | int) -> functools.partial:
-    """Returns a constructor `conv(features, kernel_size, strides, …)` of one convolution."""
-    return functools.partial(Conv, padding=padding, dtype=dtype)
+    """Returns a constructor `conv(features, kernel_size, strides)` without bias."""
+    return functools.partial(
+        nn.Conv,
+        use_bias=False,
+        padding=padding,
+        dtype=dtype,
+        kernel_init=conv_init,
+        conv_general_dilated=conv_general_dilated,
+    )
 
 
 def make_norm(dtype: jnp.dtype, train: bool, axis_name: str | None) -> functools.partial:
-    """Returns a constructor of one BatchNorm.
+    """Returns a constructor of BatchNorm.
 
-    The running variance is the biased one of the batch; the reference program stores the unbiased
-    one, n / (n - 1) times as large, n being batch size times map: 1 + 2.4e-4 at WRN's last stage
-    for a batch of 64.
+    Flax stores the biased running variance; the reference program stores the unbiased one, which is
+    n / (n - 1) times as large. At the last stage of a WRN, n = 64 * 8 * 8: a factor of 1 + 2.4e-4.
     """
     return functools.partial(
         nn.BatchNorm,
@@ -53,5 +43,5 @@ def make_norm(dtype: jnp.dtype, train: bool, axis_name: str | None) -> functools
 
 
 def global_average_pool(x: jax.Array) -> jax.Array:
-    """Averages over the map, in float32 or wider: [B, h, w, F] → [B, F]."""
+    """Averages over the spatial dimensions, in float32 or wider: [B, h, w, F] → [B, F]."""
     return x.astype(x.dtype if is_wide(x.dtype) else jnp.float32).mean((1, 2))

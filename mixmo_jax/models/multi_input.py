@@ -1,13 +1,14 @@
-"""Several encoders before one core network, several heads after it. (arXiv 2103.06132.)
+"""The multi-input network: M encoders before one core, M heads after it, arXiv 2103.06132.
 
-Glossary: M members, B batch, [H, W, C] image, [h, w, F] an encoder's output, K classes.
+Shapes: M members, B batch size, [H, W, C] image, [h, w, F] output of an encoder, K classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mixmo_jax.mixing.mixing_block import mix_features
 from mixmo_jax.models.cpu_convolution import convolve, precision_of
@@ -15,7 +16,7 @@ from mixmo_jax.models.layers import global_average_pool, stacked_init
 
 
 class MultiInputStem(nn.Module):
-    """M encoders, each one 3x3 convolution without bias."""
+    """M encoders, each a 3x3 convolution without bias, and the mixing of their outputs."""
 
     num_members: int
     features: int
@@ -27,9 +28,8 @@ class MultiInputStem(nn.Module):
         """Encodes and mixes.
 
         Args:
-          images: [M, B, H, W, C] float; or [B, H, W, C], each image for all encoders.
-          masks: [M, B, h, w, F] float, any of the last three 1; or None, the ratio 1 / M for every
-            member.
+          images: [M, B, H, W, C] float; without masks [B, H, W, C], each image for all encoders.
+          masks: [M, B, h, w, F] float; h, w and F may be 1. None for 1 / M everywhere.
 
         Returns:
           [B, h, w, F].
@@ -49,7 +49,7 @@ class MultiInputStem(nn.Module):
 
 
 class MultiHead(nn.Module):
-    """M dense layers with bias: [B, F], the same features for all, or [M, B, F] → [M, B, K]."""
+    """M dense layers with bias: [B, F] (shared by all members) or [M, B, F] → [M, B, K]."""
 
     num_members: int
     num_classes: int
@@ -66,7 +66,7 @@ class MultiHead(nn.Module):
 
 
 class MixMoNet(nn.Module):
-    """M encoders, a mixing block, a core network, M heads. M = 1 is the plain network."""
+    """M encoders, a mixing block, a core, M heads. M = 1 is the plain network."""
 
     core: nn.Module  # (features [B, h, w, F], train) → [B, h', w', F']
     num_members: int
@@ -88,16 +88,15 @@ class MixMoNet(nn.Module):
         """Computes the logits of every member.
 
         Args:
-          images: Normalized images. With masks [M, B, H, W, C], one for each member; without masks
-            [B, H, W, C], each image for all members.
-          masks: [M, B, h, w, F], any of the last three 1, sum to 1 over M; None is 1 / M
-            everywhere.
-          train: Whether BatchNorm uses the batch's statistics, and updates the running ones.
-          pool: How the core's features [B, h', w', F'] are averaged over the map: to [B, F'], or
-            for each member to [M, B, F'], in float32 or wider.
+          images: Normalized images: [M, B, H, W, C] with masks, one image per member; [B, H, W, C]
+            without masks, each image for all members.
+          masks: [M, B, h, w, F], sum to 1 over M; h, w and F may be 1. None for 1 / M everywhere.
+          train: Whether BatchNorm uses batch statistics and updates the running ones.
+          pool: Pools the features [B, h', w', F'] of the core to [B, F'], or to [M, B, F'] for each
+            member.
 
         Returns:
-          [M, B, K] float32. At inference the ensemble's logits are their mean over M.
+          [M, B, K] float32. At inference, the logits of the ensemble are the mean over M.
         """
         stem = MultiInputStem(
             self.num_members, self.stem_features, self.stem_stride, self.dtype, name="stem"
@@ -107,10 +106,34 @@ class MixMoNet(nn.Module):
         return MultiHead(self.num_members, self.num_classes, self.head_init, name="heads")(features)
 
     def stem_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """Returns (h, w, F) of the encoders' output for images of (height, width)."""
+        """Returns (h, w, F) of the encoders' output."""
         stride = self.stem_stride
         return -(-height // stride), -(-width // stride), self.stem_features
 
     def in_dtype(self, dtype: jnp.dtype) -> "MixMoNet":
-        """Returns the same network, computing in another dtype."""
+        """Returns the network with another computation dtype."""
         return self.clone(dtype=dtype, core=self.core.clone(dtype=dtype))
+
+
+def fold_members(params: dict) -> dict:
+    """Returns the parameters of the ordinary network, M = 1, with the mean of the members' logits.
+
+    Every layer around the core is linear, so the kernels of the encoders are summed and the heads
+    averaged, in float32.
+
+    References:
+      MixMo, arXiv 2103.06132: inference at the cost of one network.
+    """
+    return _with_heads(params, jax.tree.map(lambda x: x.mean(0, keepdims=True), params["heads"]))
+
+
+def select_members(params: dict, members: Sequence[int]) -> dict:
+    """Returns the parameters of the network with the heads of some members, and all encoders."""
+    return _with_heads(params, jax.tree.map(lambda x: x[np.asarray(members)], params["heads"]))
+
+
+def _with_heads(params: dict, heads: dict) -> dict:
+    """Encoder 0 becomes the sum of all encoders; the rest are zero."""
+    kernel = params["stem"]["kernel"].sum(0, keepdims=True)
+    rest = jnp.zeros((len(heads["bias"]) - 1, *kernel.shape[1:]), kernel.dtype)
+    return {**params, "stem": {"kernel": jnp.concatenate([kernel, rest])}, "heads": heads}

@@ -1,4 +1,4 @@
-"""Pre-activation ResNet-18, the core for Tiny ImageNet. (arXiv 1603.05027.)"""
+"""Pre-activation ResNet-18 for Tiny ImageNet, arXiv 1603.05027."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ _head_init = nn.initializers.normal(0.01)
 
 
 class PreActBlock(nn.Module):
-    """Pre-activation block; the shortcut of a changed shape takes the activated input."""
+    """Pre-activation residual block. A projection shortcut takes the activated input."""
 
     features: int
     stride: int
@@ -66,10 +66,10 @@ def preact_resnet(
 
     Args:
       depth: 18.
-      width: The factor on the channels 64, 128, 256, 512 of the stages, not on the encoders' 64.
-      num_members: M >= 1.
+      width: w; the stages have 64w, 128w, 256w and 512w channels, the encoders always 64.
+      num_members: M.
       num_classes: K.
-      dtype: The dtype of the computation; parameters and BatchNorm statistics are float32.
+      dtype: Computation dtype; parameters and BatchNorm statistics are float32.
       axis_name: The mapped axis over which BatchNorm synchronizes its statistics.
 
     Raises:

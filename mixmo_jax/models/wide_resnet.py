@@ -1,4 +1,4 @@
-"""Wide ResNet, the core for CIFAR. (arXiv 1605.07146.)"""
+"""Wide ResNet for CIFAR, arXiv 1605.07146."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from mixmo_jax.models.multi_input import MixMoNet
 
 
 class WideBlock(nn.Module):
-    """Pre-activation block; a stride sits on its second convolution."""
+    """Pre-activation residual block, with the stride on the second convolution."""
 
     features: int
     stride: int
@@ -25,9 +25,9 @@ class WideBlock(nn.Module):
         out = self.conv(self.features, (3, 3), name="conv1")(out)
         out = nn.relu(self.norm(name="bn2")(out))
         # "SAME" with stride 2 pads one row at the bottom and one column at the right.
-        out = self.conv(self.features, (3, 3), strides=self.stride, name="conv2")(out)
+        out = self.conv(self.features, (3, 3), self.stride, name="conv2")(out)
         if x.shape != out.shape:
-            x = self.conv(self.features, (1, 1), strides=self.stride, name="shortcut")(x)
+            x = self.conv(self.features, (1, 1), self.stride, name="shortcut")(x)
         return x + out
 
 
@@ -64,10 +64,10 @@ def wide_resnet(
 
     Args:
       depth: 6n + 4.
-      width: The factor on the channels 16, 32, 64 of the stages.
-      num_members: M >= 1.
+      width: k; the stages have 16k, 32k and 64k channels.
+      num_members: M.
       num_classes: K.
-      dtype: The dtype of the computation; parameters and BatchNorm statistics are float32.
+      dtype: Computation dtype; parameters and BatchNorm statistics are float32.
       axis_name: The mapped axis over which BatchNorm synchronizes its statistics.
 
     Raises:

@@ -1,30 +1,22 @@
-"""Plots of a run."""
+"""Plots of a run, as functions of arrays."""
 
 import io
-import pathlib
+import itertools
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-import jax
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mixmo_jax.datasets import Dataset
 from mixmo_jax.errors import write_bytes
-from mixmo_jax.evaluation import calibration
-from mixmo_jax.input_pipeline.batch import Batch
 
 _MEMBER_COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
 
 
-def learning_curves(file: pathlib.Path, metrics: Sequence[dict]) -> None:
-    """Draws loss and test (or validation) accuracy over the epochs.
-
-    Args:
-      file: The PNG to write.
-      metrics: The metrics of one or more epochs, see `metric_writer.read_metrics`.
-    """
+def learning_curves(file: Path, metrics: Sequence[dict]) -> None:
+    """Draws loss and validation (or test) accuracy over the epochs, see `Workdir.read_metrics`."""
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     losses = [m["loss"] for m in metrics]
@@ -36,7 +28,8 @@ def learning_curves(file: pathlib.Path, metrics: Sequence[dict]) -> None:
     members = [f"accuracy_member{i}" for i in range(len(first)) if f"accuracy_member{i}" in first]
     curves = {"accuracy": ("ensemble", {"lw": 2, "color": "black"})}
     for i, name in enumerate(members if len(members) > 1 else []):
-        curves[name] = (f"member {i}", {"lw": 1, "ls": "--", "color": _color(i)})
+        color = _MEMBER_COLORS[i % len(_MEMBER_COLORS)]
+        curves[name] = (f"member {i}", {"lw": 1, "ls": "--", "color": color})
     for name, (label, style) in curves.items():
         values = [100 * m[held_out].get(name, np.nan) for m in scored]
         right.plot(epochs, values, marker=".", label=label, **style)
@@ -52,18 +45,23 @@ def learning_curves(file: pathlib.Path, metrics: Sequence[dict]) -> None:
 
 
 def reliability_diagram(
-    file: pathlib.Path, title: str, probs: np.ndarray, labels: np.ndarray
+    file: Path,
+    title: str,
+    counts: np.ndarray,
+    confidence: np.ndarray,
+    accuracy: np.ndarray,
+    ece: float,
 ) -> None:
     """Draws accuracy against confidence, and how often each confidence occurs.
 
     Args:
       file: The PNG to write.
       title: The title of the picture.
-      probs: [N, K] float.
-      labels: [N] int.
+      counts: [bins] int, the number of images whose top probability lies in each bin of [0, 1].
+      confidence: [bins] float, the mean top probability of these images.
+      accuracy: [bins] float, their accuracy.
+      ece: The expected calibration error.
     """
-    counts, confidence, accuracy = calibration.reliability_bins(probs, labels)
-    ece = calibration.expected_calibration_error(probs, labels)
     centers = (np.arange(len(counts)) + 0.5) / len(counts)
     figure = Figure(figsize=(4.5, 5.5), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -79,20 +77,57 @@ def reliability_diagram(
     _save(figure, file, dpi=120)
 
 
-def training_inputs(file: pathlib.Path, batches: Mapping[str, Batch], dataset: Dataset) -> None:
-    """Draws what the network sees: each member's image and mask, and the images mixed by them.
+def training_inputs(
+    file: Path,
+    batches: Mapping[str, object],
+    mean: Sequence[float],
+    std: Sequence[float],
+    class_names: Sequence[str],
+) -> None:
+    """Draws the inputs of the network: each member's image and mask, and the mixed images.
 
     A mask that varies over the channels is drawn as its mean over them. For a network with one
     member, the images are drawn.
 
     Args:
       file: The PNG to write.
-      batches: One or more batches, by what mixes them ("patches").
-      dataset: The dataset, for its class names and normalization.
+      batches: Batches by the name of their mixing ("patches"), with the arrays `images`
+        [M, B, H, W, C] normalized, `masks` [M, B, h, w, F], `targets` [M, B, K] and `weights`
+        [M, B].
+      mean: [C], of the normalization.
+      std: [C], of the normalization.
+      class_names: The names of the K classes.
     """
-    num_members = len(next(iter(batches.values())).images)
-    draw = _draw_images if num_members == 1 else _draw_mixing
-    _save(draw(jax.device_get(dict(batches)), dataset), file, dpi=80)
+    rows = []  # each a list of (image, title, color)
+    for kind, batch in batches.items():
+        num_members = len(batch.images)
+        count = 4 if num_members > 1 else 24
+        images, masks, targets, weights = (
+            np.asarray(values)[:, :count]
+            for values in (batch.images, batch.masks, batch.targets, batch.weights)
+        )
+        images = np.clip(images * np.asarray(std) + np.asarray(mean), 0, 1)
+        masks = masks.mean(-1, keepdims=True)  # [M, count, h, w, 1]
+        for axis in (2, 3):
+            masks = masks.repeat(images.shape[axis] // masks.shape[axis], axis)
+        for i in range(images.shape[1]):
+            row = []
+            for member in range(num_members):
+                color = _MEMBER_COLORS[member % len(_MEMBER_COLORS)]
+                weight = f"mask: {masks[member, i].mean():.2f}, weight {weights[member, i]:.2f}"
+                row.append((images[member, i], _describe(targets[member, i], class_names), color))
+                row.append((masks[member, i], weight, color))
+            rows.append([*row, ((masks * images)[:, i].sum(0), f"mixed by {kind}", "black")])
+    if num_members == 1:  # a sheet of its images
+        cells = [row[0] for row in rows]
+        rows = [cells[i : i + 6] for i in range(0, len(cells), 6)]
+    columns = len(rows[0])
+    figure = Figure(figsize=(1.9 * columns, 2.2 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes, row in zip(grid, rows, strict=True):
+        for axis, cell in itertools.zip_longest(axes, row):
+            _show(axis, *cell) if cell else axis.axis("off")
+    _save(figure, file, dpi=80)
 
 
 def _save(figure, file, dpi):
@@ -104,65 +139,14 @@ def _save(figure, file, dpi):
     write_bytes(file, content.getvalue())
 
 
-def _draw_images(batches, dataset):
-    """A sheet of the images of the only member."""
-    (batch,) = batches.values()
-    columns = 6
-    count = min(4 * columns, batch.images.shape[1])
-    rows = -(-count // columns)
-    figure = Figure(figsize=(1.9 * columns, 2.2 * rows), layout="constrained")
-    for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-        if i < count:
-            _show(axes, _pixels(batch, i, dataset)[0], _describe(batch.targets[0, i], dataset))
-        else:
-            axes.axis("off")
-    return figure
-
-
-def _draw_mixing(batches, dataset, rows_each=4):
-    """A row for each of the first positions of every batch."""
-    num_members, batch_size = next(iter(batches.values())).images.shape[:2]
-    rows = [(kind, i) for kind in batches for i in range(min(rows_each, batch_size))]
-    figure = Figure(figsize=(1.9 * (2 * num_members + 1), 2.2 * len(rows)), layout="constrained")
-    grid = figure.subplots(len(rows), 2 * num_members + 1, squeeze=False)
-    for axes, (kind, i) in zip(grid, rows, strict=True):
-        batch = batches[kind]
-        pixels = _pixels(batch, i, dataset)
-        masks = _at_size_of(pixels, batch.masks[:, i])
-        for member in range(num_members):
-            color = _color(member)
-            image_axis, mask_axis = axes[2 * member : 2 * member + 2]
-            _show(image_axis, pixels[member], _describe(batch.targets[member, i], dataset), color)
-            weight = batch.weights[member, i]
-            title = f"mask: {masks[member].mean():.2f}, weight {weight:.2f}"
-            _show(mask_axis, masks[member], title, color)
-        _show(axes[-1], np.clip((masks * pixels).sum(0), 0, 1), f"mixed by {kind}")
-    return figure
-
-
-def _pixels(batch, i, dataset):
-    """The members' images at a position, on the scale 0 to 1: [M, H, W, C]."""
-    return np.clip(batch.images[:, i] * dataset.std + dataset.mean, 0, 1)
-
-
-def _at_size_of(pixels, masks):
-    """The means of masks over their channels, enlarged: [M, h, w, F] → [M, H, W, 1]."""
-    masks = masks.mean(-1, keepdims=True)
-    rows, columns = (p // m for p, m in zip(pixels.shape[1:3], masks.shape[1:3], strict=True))
-    return masks.repeat(rows, axis=1).repeat(columns, axis=2)
-
-
-def _color(member):
-    return _MEMBER_COLORS[member % len(_MEMBER_COLORS)]
-
-
-def _describe(target, dataset):
+def _describe(target: np.ndarray, class_names: Sequence[str]) -> str:
     classes = [k for k in np.argsort(-target)[:2] if target[k] > 0.005]
-    names = [dataset.class_names[k].partition(",")[0][:16] for k in classes]  # the first synonym
+    names = [class_names[k].partition(",")[0][:16] for k in classes]  # the first synonym
     return "\n".join(f"{name}: {target[k]:.2f}" for name, k in zip(names, classes, strict=True))
 
 
-def _show(axis, image, title, color="black"):
+def _show(axis, image: np.ndarray, title: str, color: str) -> None:
+    image = np.clip(image, 0, 1)
     axis.imshow(image if image.shape[-1] == 3 else image[..., 0], vmin=0, vmax=1, cmap="gray")
     axis.set_title(title, fontsize=8, color=color, parse_math=False)  # a class may be called $$
     axis.set(xticks=[], yticks=[])

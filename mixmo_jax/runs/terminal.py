@@ -1,28 +1,28 @@
-"""What a run shows on the terminal: the progress bar, the epochs, tables of metrics."""
+"""Output of a run on the terminal: a progress bar, the epochs, tables of metrics."""
 
 import datetime
 import time
+from collections.abc import Callable
 
 import numpy as np
-import optax
 import tqdm
 
 
 class Progress:
     """A bar over the images of a training run, as a context manager.
 
-    Where there is no terminal it prints a line for each epoch instead.
+    Without a terminal it prints a line for each epoch instead.
 
     Args:
       num_epochs: The number of epochs.
       steps_per_epoch: The number of steps of an epoch.
-      batch_size: The number of images of a batch, as the core network counts them: B.
-      schedule: The learning rate by the number of steps done.
-      steps_done: The number of steps that are done already.
+      batch_size: The batch size B of the core network.
+      schedule: The learning rate by the number of finished steps.
+      steps_done: The number of steps that earlier sessions have finished.
     """
 
     _REFRESH_SECONDS = 0.5
-    # tqdm's default without the counts, which take the bar's place on a narrow terminal.
+    # tqdm's default without the counts, which leave no room for the bar on a narrow terminal.
     _BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {rate_fmt}{postfix}"
 
     def __init__(
@@ -30,7 +30,7 @@ class Progress:
         num_epochs: int,
         steps_per_epoch: int,
         batch_size: int,
-        schedule: optax.Schedule,
+        schedule: Callable[[int], float],
         steps_done: int,
     ):
         self._num_epochs, self._batch_size, self._schedule = num_epochs, batch_size, schedule
@@ -57,7 +57,7 @@ class Progress:
         self._bar.close()
 
     def update(self, num_steps: int, losses: np.ndarray) -> None:
-        """Counts finished steps, of which these are the losses, [steps]."""
+        """Counts finished steps with their losses, [num_steps] float."""
         if self._epoch_start is None:
             self._epoch_start = time.monotonic()
             self._bar.set_description_str(self._describe(), refresh=False)
@@ -70,7 +70,7 @@ class Progress:
             self._refreshed = time.monotonic()
 
     def end_epoch(self, epoch_metrics: dict) -> None:
-        """Shows the metrics of an epoch, see `training.loop.Trainer.train`."""
+        """Shows the metrics of an epoch, a line of `metrics.jsonl`."""
         now, epoch = time.monotonic(), epoch_metrics["epoch"]
         left = (now - (self._epoch_start or now)) * (self._num_epochs - epoch)
         self._epoch_start = now
@@ -98,16 +98,16 @@ class Progress:
 
     def _show(self, **values: str) -> None:
         self._shown.update(values)
-        # The learning rate comes last: what a narrow terminal has no room for is cut off.
+        # A narrow terminal cuts off the end: the learning rate comes last.
         names = [name for name in ("loss", "val", "test", "lr") if name in self._shown]
         self._bar.set_postfix_str(" ".join(f"{name} {self._shown[name]}" for name in names))
 
 
 def metric_table(plain: dict[str, float], scaled: dict[str, float]) -> str:
-    """Formats `metrics.ensemble_metrics` before and after temperature scaling, a line each.
+    """Formats `metrics.ensemble_metrics` before and after temperature scaling, one a line.
 
-    The metrics of the members' predictions, which no temperature changes, are shown once; those of
-    the only member of a network, which are the ensemble's, are left out.
+    No temperature changes the metrics of the members' predictions: they are shown once. With one
+    member they are left out, as they are the ensemble's.
     """
     members = [name for name in plain if name.startswith("accuracy_member")]
     fractions = ["accuracy", "top5_accuracy", *members, "disagreement"]
@@ -125,7 +125,7 @@ def metric_table(plain: dict[str, float], scaled: dict[str, float]) -> str:
 
 
 def corruption_table(results: dict[str, dict]) -> str:
-    """Formats the accuracy on corruptions (see `corruptions.score_corruptions`), a line each."""
+    """Formats the accuracy on corruptions (see `corruptions.score_corruptions`), one a line."""
     columns = list(results["mean"])
     lines = [f"  {'accuracy, severity':<24}" + "".join(f"{column:>10}" for column in columns)]
     for name, scores in results.items():

@@ -1,4 +1,4 @@
-"""The learning rate and the optimizer."""
+"""Learning rate schedules and optimizers."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ import optax
 def create_optimizer(
     config: ml_collections.ConfigDict, steps_per_epoch: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Returns the optimizer, and the learning rate as a function of the number of steps done."""
+    """Creates the optimizer and its schedule, a function of the number of steps done."""
     fields = config.optimizer
     warmup = warmup_steps(config, steps_per_epoch)
     if fields.schedule == "cosine":
@@ -33,11 +33,10 @@ def create_optimizer(
     if fields.name == "adamw":
         tx = optax.adamw(schedule, b1=fields.momentum, weight_decay=fields.weight_decay)
     else:
-        tx = sgd(
-            schedule,
-            momentum=fields.momentum,
-            nesterov=fields.nesterov,
-            weight_decay=fields.weight_decay,
+        # Unlike in AdamW, the decay is part of the gradient, as in the reference program.
+        tx = optax.chain(
+            optax.add_decayed_weights(fields.weight_decay),
+            optax.sgd(schedule, momentum=fields.momentum, nesterov=fields.nesterov),
         )
     if fields.clip_norm:
         tx = optax.chain(optax.clip_by_global_norm(fields.clip_norm), tx)
@@ -45,10 +44,7 @@ def create_optimizer(
 
 
 def warmup_steps(config: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
-    """Returns the number of steps over which the learning rate rises.
-
-    It grows with the repetitions, as the number of steps of an epoch does.
-    """
+    """Returns the number of warm-up steps. It grows with b, as the steps of an epoch do."""
     fields = config.optimizer
     steps = fields.warmup_steps * config.batch_repetitions
     return steps + round(fields.warmup_epochs * steps_per_epoch)
@@ -63,21 +59,22 @@ def step_schedule(
     batch_repetitions: int,
     steps_per_epoch: int,
 ) -> optax.Schedule:
-    """Linear warm-up from 0, then a learning rate that falls by a factor at given epochs.
+    """Linear warm-up from 0, then a piecewise constant learning rate.
 
     Args:
-      learning_rate: The learning rate after the warm-up for b = 1; it is divided by b.
-      warmup_steps: The number of steps over which it rises, repetitions included.
-      decay_epochs: The epochs, counted from 1, at whose first step it falls.
-      decay_factor: The factor by which it falls.
+      learning_rate: The peak for b = 1; it is divided by b.
+      warmup_steps: Number of warm-up steps.
+      decay_epochs: The learning rate is multiplied by `decay_factor` at the first step of each of
+        these epochs, counted from 1.
+      decay_factor: See `decay_epochs`.
       batch_repetitions: b.
-      steps_per_epoch: The number of steps of an epoch, repetitions included.
+      steps_per_epoch: Number of steps of an epoch.
 
     Returns:
-      A schedule of the step counted from 0: the t-th step of the run uses `schedule(t - 1)`.
+      A schedule of the step counted from 0: step t of the run uses `schedule(t - 1)`.
 
     References:
-      MixMo paper, arXiv 2103.06132, on training details.
+      MixMo, arXiv 2103.06132, on training details.
     """
     peak = learning_rate / batch_repetitions
     decays = {(epoch - 1) * steps_per_epoch: decay_factor for epoch in decay_epochs}
@@ -87,12 +84,12 @@ def step_schedule(
 def cosine_schedule(
     *, learning_rate: float, warmup_steps: int, num_steps: int, batch_repetitions: int
 ) -> optax.Schedule:
-    """Linear warm-up from 0, times half a period of a cosine that reaches 0 after the last step.
+    """Linear warm-up from 0, multiplied by a half cosine that reaches 0 after the last step.
 
     Args:
-      learning_rate: The learning rate that the cosine starts from for b = 1; it is divided by b.
-      warmup_steps: The number of steps of the warm-up, repetitions included.
-      num_steps: The number of steps of the training run.
+      learning_rate: The peak for b = 1; it is divided by b.
+      warmup_steps: Number of warm-up steps.
+      num_steps: Number of steps of the run.
       batch_repetitions: b.
 
     Returns:
@@ -106,7 +103,7 @@ def cosine_schedule(
 
 
 def _warm_up(schedule: optax.Schedule, warmup_steps: int) -> optax.Schedule:
-    """Multiplies a schedule by a factor that rises linearly: that of the first step is not 0."""
+    """Multiplies a schedule by a linear warm-up, whose first factor is 1 / warmup_steps."""
 
     def warmed_up(count: jax.Array | int) -> jax.Array:
         learning_rate = schedule(jnp.asarray(count, float))
@@ -115,13 +112,3 @@ def _warm_up(schedule: optax.Schedule, warmup_steps: int) -> optax.Schedule:
         return jnp.minimum((count + 1) / warmup_steps, 1.0) * learning_rate
 
     return warmed_up
-
-
-def sgd(
-    schedule: optax.Schedule, *, momentum: float, nesterov: bool, weight_decay: float
-) -> optax.GradientTransformation:
-    """SGD with momentum that adds `weight_decay * parameter` to every parameter's gradient."""
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay),
-        optax.sgd(schedule, momentum=momentum, nesterov=nesterov),
-    )
